@@ -1,0 +1,11 @@
+"""Generative programs, one a file; ``registry`` names those that are built without a latent family's name."""
+
+from zoo.registry import Registry
+
+__all__ = ["registry"]
+
+registry = Registry("models", {
+    "linear_gaussian": ("zoo.oracles:linear_gaussian", "oracle: Normal latents, linear decoder; exact posterior and log p(x)"),
+    "poisson_fixture": ("zoo.oracles:poisson_fixture", "oracle: two Poisson latents; posterior and log p(x) by enumeration"),
+    "mixture": ("zoo.oracles:mixture", "oracle: mixture of Gaussians; exact responsibilities and log p(x)"),
+})

@@ -1,0 +1,35 @@
+"""Variational programs for a given model: each produces ``delta``, what inference adds to the prior's parameters."""
+
+from importlib import import_module
+from typing import Any
+
+from zoo.registry import Registry
+
+__all__ = ["build", "registry"]
+
+registry = Registry("guides", {
+    "amortized": ("guides.amortized:Amortized", "one encoder for all images"),
+    "local": ("guides.local:Local", "free variational parameters for each image"),
+    "map": ("guides.point:Point", "a point for each image"),
+})
+
+
+def build(name: str, model: Any, data: Any = None, **options: Any) -> Any:
+    """Builds the guide ``name`` for ``model``.
+
+    Arguments:
+        model: A model of the zoo, or any Pyro program ``model(x)`` with the plate ``"data"``.
+        data: Images ``(N, *event_shape)``, or a data set: needed by guides that keep something per image, and for programs
+            from outside the zoo.
+        options: The guide's own (``encoder="conv"``, ``seed=1``, …).
+
+    Raises:
+        ValueError: for an unknown guide, or one that does not fit the model's latents.
+    """
+    guide = registry[name](_program(model, data), data=data, **options)
+    guide.built_with = {"name": name, **options}
+    return guide
+
+
+def _program(model: Any, data: Any) -> Any:
+    return import_module("zoo.program").adopt(model, data)

@@ -1,0 +1,75 @@
+r"""What every guide does: walk the model's latents top-down and draw each from :math:`\mathrm{params}(p) + \delta(x)`."""
+
+from __future__ import annotations
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from zoo.latents.base import Family
+
+__all__ = ["Guide", "images_of"]
+
+
+class Guide(nn.Module):
+    """A Pyro program ``guide(x)`` over the latents of ``model``; subclasses give :meth:`delta`.
+
+    The model is not a submodule: a guide's ``state_dict`` and ``parameters`` are its own.
+
+    Attributes:
+        temperature: 0 for exact samples (evaluation); above 0 for the family's relaxed twin (training).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._program = (model,)  # in a tuple, which nn.Module does not register
+        self.temperature = 0.0
+
+    @property
+    def model(self) -> nn.Module:
+        """The model whose latents this guide infers."""
+        return self._program[0]
+
+    def delta(self, x: Tensor) -> dict[str, Tensor]:
+        """What inference adds to the prior's parameters, ``{site: (N, P, K)}``, for images ``(N, *event_shape)``."""
+        raise NotImplementedError(f"{type(self).__name__} must define delta(x)")
+
+    def posterior(self, x: Tensor) -> dict[str, Tensor]:
+        """The posterior's parameters ``{site: (N, P, K)}``, for models whose prior does not depend on other latents."""
+        deltas = self.delta(x)
+        params: dict[str, Tensor] = {}
+
+        def keep(name: str, family: Family, prior: Tensor) -> Tensor:
+            params[name] = family.posterior(prior, deltas[name])
+            return family.distribution(params[name]).mean
+
+        self.model.descend(keep, x)
+        return params
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Draws every latent; one sample site for each, in the model's own order."""
+        deltas = self.delta(x)
+
+        def draw(name: str, family: Family, prior: Tensor) -> Tensor:
+            return pyro.sample(name, self.distribution(family, family.posterior(prior, deltas[name])))
+
+        with pyro.plate("data", len(x)):
+            return self.model.descend(draw, x)
+
+    def distribution(self, family: Family, params: Tensor) -> Distribution:
+        """The family's exact distribution, or its relaxed twin while the temperature is above 0."""
+        return family.relaxed(params, self.temperature) if self.temperature > 0 else family.distribution(params)
+
+
+def images_of(data: object) -> Tensor:
+    """Images of a data set (its training images) or the tensor itself.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    data = getattr(data, "train", data)
+    x = getattr(data, "x", data)
+    if not isinstance(x, torch.Tensor):
+        raise ValueError(f"expected images as a tensor or a data set, not {type(data).__name__}")
+    return x

@@ -1,0 +1,44 @@
+r"""Per-image inference: free variational parameters :math:`\delta_n` for each image, optimized one by one (all at once).
+
+At convergence this is the best member of the variational family for each image: what amortization is measured against
+(Cremer, Li & Duvenaud 2018).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from guides.base import Guide, images_of
+
+__all__ = ["Local"]
+
+
+class Local(Guide):
+    """A guide that stores ``delta`` for a fixed batch of images, in the batch's order.
+
+    Arguments:
+        model: The model.
+        data: The images ``(N, *event_shape)`` this guide is for.
+        start: A guide whose ``delta`` for these images is the start (an encoder), or None to start from the prior.
+
+    Raises:
+        ValueError: if no images are given; on call, if a batch of another size comes.
+    """
+
+    def __init__(self, model: nn.Module, data: object = None, *, start: Guide | None = None) -> None:
+        super().__init__(model)
+        if data is None:
+            raise ValueError("a local guide keeps parameters for each image: give the images as data")
+        x = images_of(data)
+        with torch.no_grad():
+            deltas = start.delta(x) if start is not None else {
+                name: x.new_zeros(len(x), len(family.parameters), units)
+                for name, (family, units) in model.latents.items()}
+        self.deltas = nn.ParameterDict({name: nn.Parameter(delta.clone()) for name, delta in deltas.items()})
+
+    def delta(self, x: Tensor) -> dict[str, Tensor]:
+        stored = len(next(iter(self.deltas.values())))
+        if len(x) != stored:
+            raise ValueError(f"this local guide was made for {stored} images, not for {len(x)}; build one for these")
+        return dict(self.deltas.items())

@@ -1,0 +1,120 @@
+"""Trained models on disk, and the state of training: weights as safetensors, everything else as JSON, written atomically."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from inference.files import atomic_file, atomic_folder
+
+__all__ = ["exists", "load", "resume", "save", "write"]
+
+STATE = "training.safetensors"
+
+
+def save(folder: str | Path, model: nn.Module, guide: nn.Module | None = None, **about: Any) -> Path:
+    """Writes ``model.safetensors``, ``guide.safetensors`` and ``config.json`` (how to build both again, and ``about``).
+
+    Raises:
+        ValueError: if model or guide were not made by ``zoo.build`` and ``guides.build``, so that nobody could build them again.
+    """
+    parts = {"model": model} if guide is None else {"model": model, "guide": guide}
+    for kind, part in parts.items():
+        if not hasattr(part, "built_with"):
+            raise ValueError(f"only a {kind} made by {'zoo' if kind == 'model' else 'guides'}.build can be saved; save its state_dict yourself")
+    config = {kind: part.built_with for kind, part in parts.items()} | about
+    with atomic_folder(folder) as temporary:
+        for kind, part in parts.items():
+            save_file(_contiguous(part.state_dict()), temporary / f"{kind}.safetensors")
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return Path(folder)
+
+
+def load(folder: str | Path) -> tuple[nn.Module, nn.Module | None, dict[str, Any]]:
+    """Builds a saved model and its guide (None if it has none) again; the third value is what ``config.json`` says.
+
+    Raises:
+        FileNotFoundError: if there is no saved model in the folder.
+    """
+    import guides
+    import zoo
+
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no saved model in {folder}: config.json is missing")
+    config = json.loads(path.read_text())
+    settings = dict(config["model"])
+    model = zoo.build(settings.pop("name"), settings.pop("event_shape"), **settings)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    guide = None
+    if "guide" in config:
+        settings = dict(config["guide"])
+        guide = guides.build(settings.pop("name"), model, **settings)
+        guide.load_state_dict(load_file(folder / "guide.safetensors"))
+        guide.eval()
+    return model.eval(), guide, config
+
+
+def exists(folder: str | Path) -> bool:
+    """Whether the folder holds a state of training."""
+    return (Path(folder) / STATE).exists()
+
+
+def write(folder: str | Path, model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps: int,
+          rows: list[dict]) -> None:
+    """Writes all that :func:`resume` needs to go on as if nothing had happened: one file, replaced in one move."""
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    tensors |= {f"guide.{key}": value for key, value in guide.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors |= {f"rng.cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    with atomic_file(Path(folder) / STATE) as temporary:
+        save_file(_contiguous(tensors), temporary,
+                  metadata={"training": json.dumps({"step": step, "steps": steps, "rows": rows})})
+
+
+def resume(folder: str | Path, model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer,
+           steps: int) -> tuple[int, list[dict]]:
+    """Puts model, guide, optimizer and random generators back; returns the number of steps done and the history's rows.
+
+    Raises:
+        ValueError: if the state is of a training of other length, or of another model or guide.
+    """
+    path = Path(folder) / STATE
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["training"])
+    if about["steps"] != steps:
+        raise ValueError(f"{path} is of a training of {about['steps']} steps, not {steps}; choose another folder or remove it")
+    tensors = load_file(path)
+    try:
+        model.load_state_dict(_part(tensors, "model."))
+        guide.load_state_dict(_part(tensors, "guide."))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is of another model or guide: {error}") from error
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in _part(tensors, "optimizer.").items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["rng.cpu"])
+    cuda = _part(tensors, "rng.cuda.")
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([cuda[key] for key in sorted(cuda, key=int)])
+    return about["step"], about["rows"]
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().contiguous() for key, value in tensors.items()}

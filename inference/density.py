@@ -1,0 +1,103 @@
+r"""The per-image log density :math:`\log p(x, z)` of a Pyro program, and the count of how often it was asked for.
+
+Everything but ELBO training goes through :func:`log_joint`; ELBO objectives report to the same :class:`Cost`, so that no method can
+under-report what it spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Distribution
+
+__all__ = ["Cost", "count", "counting", "latent_sites", "log_joint", "observation"]
+
+
+@dataclass
+class Cost:
+    """Evaluations of the log density (or of an ELBO): one for each image and each draw or chain of it.
+
+    Attributes:
+        evaluations: Values that were computed.
+        gradients: How many of them were computed with gradients on.
+    """
+
+    evaluations: int = 0
+    gradients: int = 0
+
+
+_open: list[Cost] = []
+
+
+@contextmanager
+def counting() -> Iterator[Cost]:
+    """Counts the density evaluations made inside the block."""
+    cost = Cost()
+    _open.append(cost)
+    try:
+        yield cost
+    finally:
+        _open.remove(cost)
+
+
+def count(values: Tensor) -> None:
+    """Adds per-image values to every open count."""
+    for cost in _open:
+        cost.evaluations += values.numel()
+        cost.gradients += values.numel() if values.requires_grad else 0
+
+
+def log_joint(model: Callable, latents: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Log joint density of images and latents under a Pyro program.
+
+    Arguments:
+        model: ``model(x)`` with the plate ``"data"`` and the observation site ``"x"``.
+        latents: Value of every latent site, ``{site: (…, N, *event)}``; dimensions to the left (chains, draws) broadcast.
+        x: Images ``(N, *event_shape)``.
+
+    Returns:
+        Log densities in nats, ``(…, N)``, differentiable in latents, images and parameters.
+
+    Raises:
+        ValueError: if a site is missing, is not a latent of the model, or lies outside the plate ``"data"``.
+    """
+    with pyro.validation_enabled(False):
+        trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(x)
+        trace.compute_log_prob()
+    total: Tensor | None = None
+    seen = set()
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or poutine.util.site_is_subsample(site):
+            continue
+        if name not in latents and not site["is_observed"]:
+            raise ValueError(f"no value was given for the latent {name!r}; given were: {', '.join(latents) or 'none'}")
+        if "data" not in {frame.name for frame in site["cond_indep_stack"]}:
+            raise ValueError(f"the site {name!r} lies outside the plate 'data', so it has no per-image density")
+        seen.add(name)
+        total = site["log_prob"] if total is None else total + site["log_prob"]
+    unknown = set(latents) - seen
+    if unknown:
+        raise ValueError(f"the model has no latent {', '.join(sorted(unknown))}; its sites are: {', '.join(sorted(seen))}")
+    count(total)
+    return total
+
+
+def observation(model: Callable, latents: dict[str, Tensor], x: Tensor) -> Distribution:
+    """The law of the site ``"x"`` given the latents, batch shape ``(…, N)``: its mean is the reconstruction."""
+    with pyro.validation_enabled(False):
+        trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(x)
+    return trace.nodes["x"]["fn"]
+
+
+def latent_sites(model: Callable, x: Tensor) -> dict[str, dict]:
+    """The latent sample sites of ``model(x)`` in order: ``{site: Pyro's record of it}``; the global generator is left alone."""
+    with torch.random.fork_rng(), torch.no_grad():
+        trace = poutine.trace(model).get_trace(x)
+    return {name: site for name, site in trace.nodes.items()
+            if site["type"] == "sample" and not site["is_observed"] and not poutine.util.site_is_subsample(site)}

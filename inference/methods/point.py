@@ -1,0 +1,127 @@
+r"""Point estimates: the latents that maximize :math:`\log p(x, z)`, image by image, all images in one batch.
+
+Real latents climb the gradient (Adam, in unconstrained coordinates; the density maximized is the one over ``z`` itself). Counts and
+one-hots climb on their lattice: of all single moves (one spike more or less; another category) the most promising by a Taylor
+expansion are tried, the best that truly raises the density is taken, until none does. That is a local maximum, as for gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from guides.point import start_values
+from inference.density import latent_sites, log_joint
+from inference.posterior import Posterior
+from inference.schedules import cosine
+from zoo.latents.support import support_kind
+from zoo.program import adopt
+
+__all__ = ["point"]
+
+
+def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int = 300, lr: float = 0.05,
+          candidates: int = 16, max_moves: int = 2000) -> Posterior:
+    """Maximizes the joint density, from the prior's mean. ``guide`` and ``draws`` are not used: there is one point.
+
+    Arguments:
+        steps, lr: Gradient steps for real latents.
+        candidates: Moves tried at once for each image with discrete latents.
+        max_moves: Largest number of moves of an image.
+
+    The posterior's ``stats`` hold ``log_joint`` (nats, per image).
+    """
+    kinds = {name: support_kind(site["fn"].support) for name, site in latent_sites(model, x[:2]).items()}
+    values = start_values(adopt(model, x), x)
+    real = [name for name, kind in kinds.items() if kind == "real"]
+    discrete = [name for name, kind in kinds.items() if kind != "real"]
+    rounds = 1 if not (real and discrete) else 3
+    for _ in range(rounds):
+        if real:
+            values = _climb(model, x, values, real, steps, lr)
+        if discrete:
+            values = _hop(model, x, values, {name: kinds[name] for name in discrete}, candidates, max_moves)
+    with torch.no_grad():
+        best = log_joint(model, values, x)
+    samples = {name: value.detach()[None, None] for name, value in values.items()}
+    return Posterior("map", samples, stats={"log_joint": best})
+
+
+def _climb(model: Callable, x: Tensor, values: dict[str, Tensor], names: list[str], steps: int, lr: float) -> dict[str, Tensor]:
+    supports = {name: site["fn"].support for name, site in latent_sites(model, x).items()}
+    transforms = {name: biject_to(supports[name]) for name in names}
+    free = {name: transforms[name].inv(values[name]).detach().requires_grad_(True) for name in names}
+    ascent = torch.optim.Adam(list(free.values()), lr=lr)
+    with torch.enable_grad():
+        for step in range(steps):
+            ascent.param_groups[0]["lr"] = cosine(step / steps, lr, 0.0, 0.0)
+            here = values | {name: transforms[name](value) for name, value in free.items()}
+            gradients = torch.autograd.grad(-log_joint(model, here, x).sum(), list(free.values()))
+            for value, gradient in zip(free.values(), gradients, strict=True):
+                value.grad = gradient
+            ascent.step()
+    return values | {name: transforms[name](value.detach()) for name, value in free.items()}
+
+
+def _hop(model: Callable, x: Tensor, values: dict[str, Tensor], kinds: dict[str, str], candidates: int,
+         max_moves: int) -> dict[str, Tensor]:
+    values = {name: value.clone() for name, value in values.items()}
+    curvature = _curvature(model)
+    active = torch.arange(len(x), device=x.device)  # images that still move
+    for _ in range(max_moves):
+        moved = torch.zeros(len(active), dtype=torch.bool, device=x.device)
+        for name, kind in kinds.items():
+            here = {key: value[active] for key, value in values.items()}
+            better, value = _best_move(model, x[active], here, name, kind, curvature, candidates)
+            values[name][active[better]] = value[better]
+            moved |= better
+        active = active[moved]
+        if len(active) == 0:
+            break
+    return values
+
+
+def _best_move(model: Callable, x: Tensor, values: dict[str, Tensor], name: str, kind: str, curvature: Tensor | None,
+               candidates: int) -> tuple[Tensor, Tensor]:
+    """Which images improve by the best of the candidate moves of one site, ``(N,)``, and the site's value after it."""
+    z = values[name].detach().requires_grad_(True)
+    with torch.enable_grad():
+        now = log_joint(model, values | {name: z}, x)
+        slope, = torch.autograd.grad(now.sum(), z)
+    z, now = z.detach(), now.detach()
+    flat, slope = z.flatten(1), slope.flatten(1)
+    bend = torch.zeros_like(slope[0]) if curvature is None else curvature
+    if kind == "count":
+        gain = torch.cat([slope - 0.5 * bend, torch.where(flat > 0, -slope - 0.5 * bend, -torch.inf)], dim=1)
+    else:
+        off = (slope * z.flatten(1)).unflatten(1, z.shape[1:]).sum(-1, keepdim=True)
+        gain = (slope.unflatten(1, z.shape[1:]) - off).flatten(1) - 0.5 * bend
+        gain = torch.where(flat > 0, -torch.inf, gain)
+    best = gain.topk(min(candidates, gain.shape[1]), dim=1).indices.T  # (m, N)
+    trial = flat.expand(len(best), *flat.shape).clone()
+    unit = best % flat.shape[1]
+    if kind == "count":
+        step = torch.where(best < flat.shape[1], 1.0, -1.0).to(flat.dtype)
+        trial.scatter_add_(2, unit.unsqueeze(-1), step.unsqueeze(-1))
+        trial = trial.clamp(min=0.0).unflatten(-1, z.shape[1:])
+    else:
+        categories = z.shape[-1]
+        trial = trial.unflatten(-1, (-1, categories))  # (m, N, G, C)
+        group = (unit // categories)[..., None, None].expand(-1, -1, 1, categories)
+        hot = nn.functional.one_hot(unit % categories, categories).to(flat.dtype).unsqueeze(2)
+        trial = trial.scatter(2, group, hot).reshape(len(best), *z.shape)
+    with torch.no_grad():
+        values = log_joint(model, values | {name: trial}, x)
+    top, which = values.max(0)
+    picked = trial[which, torch.arange(len(x), device=x.device)]
+    return top > now + 1e-5, picked
+
+
+def _curvature(model: Callable) -> Tensor | None:
+    """Second derivative of −log p(x | z) along each unit where it is constant (linear decoder, one site), ``(K,)``."""
+    if not getattr(model, "linear", False):
+        return None
+    return (model.decoder.weight.detach() / model.scale.detach().reshape(-1, 1)).square().sum(0)

@@ -1,0 +1,1 @@
+"""Numbers about posteriors, on held-out images and exact (unrelaxed) latents."""

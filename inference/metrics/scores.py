@@ -1,0 +1,136 @@
+"""One posterior, all its numbers: reconstruction, KL, bounds on the evidence, sparsity, activity, cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.density import observation
+from inference.metrics.activity import ACTIVE_KL
+from inference.metrics.evidence import iwae_bound
+from inference.metrics.sparsity import fraction_of_zeros, lifetime_sparsity, population_sparsity
+from inference.posterior import Posterior
+
+__all__ = ["COLUMNS", "Scores", "score"]
+
+COLUMNS: dict[str, str] = {
+    "nelbo": "mse + kl, the literature's negative ELBO (sum of squares, no constants); lower is better",
+    "nelbo_se": "standard error of nelbo over images",
+    "mse": "sum of squared errors over the pixels of an image, of decoded exact draws; lower is better",
+    "mse_mean": "the same for the decoded posterior mean of the code; lower is better",
+    "kl": "KL divergence of the posterior from the prior, nats per image",
+    "elbo": "evidence lower bound under the model's own likelihood, nats per image; higher is better",
+    "log_px_bound": "importance-weighted bound on log p(x), nats per image; higher is better",
+    "log_px_bound_se": "standard error of log_px_bound over images",
+    "r2": "1 − squared error / variance around the image's own mean, mean over images; higher is better",
+    "lifetime_sparsity": "Treves–Rolls sparsity of a unit over images, mean over units, 0 to 1",
+    "population_sparsity": "Treves–Rolls sparsity of an image over units, mean over images, 0 to 1",
+    "zeros": "fraction of exact zeros in the code",
+    "active": f"fraction of latents with a mean KL above {ACTIVE_KL:g} nats (the figure shows all thresholds)",
+    "gradient_evaluations": "gradients of the density or the ELBO, per image",
+    "ms_per_image": "wall-clock milliseconds of inference per image, in a batch",
+    "kb_per_image": "memory of inference per image, kilobytes",
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Numbers of one posterior.
+
+    Attributes:
+        values: One number for each of :data:`COLUMNS` (NaN where a method has no such number).
+        per_image: The per-image numbers ``(N,)`` behind them: ``mse``, ``kl``, ``nelbo``, ``r2``, ``log_px_bound``.
+        unit_kl: KL divergence of each latent, mean over images, ``(K,)``, or None.
+    """
+
+    values: dict[str, float]
+    per_image: dict[str, Tensor]
+    unit_kl: Tensor | None
+
+
+@torch.no_grad()
+def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, seed: int = 0) -> Scores:
+    """Scores the posterior of images ``x`` under the model.
+
+    Arguments:
+        k: Draws of the importance-weighted bound.
+        seed: Seed of those draws.
+
+    Every number honours the family's activation: what is decoded and what sparsity is measured on is the code.
+    """
+    squares, log_likelihood, code_mean = _reconstruct(model, x, posterior)
+    n = len(x)
+    nan = torch.full((n,), torch.nan, device=x.device)
+    kl, unit_kl, bound = nan, None, nan
+    if posterior.params is not None and hasattr(model, "descend"):
+        kl, unit_kl = _kl(model, posterior)
+        bound = iwae_bound(model, x, posterior.params, k, seed=seed)
+    flat = x.flatten(1)
+    spread = (flat - flat.mean(1, keepdim=True)).square().sum(1)
+    per_image = {"mse": squares, "kl": kl, "nelbo": squares + kl, "elbo": log_likelihood - kl,
+                 "r2": 1.0 - squares / (spread + torch.finfo(x.dtype).eps), "log_px_bound": bound}
+    code = _code(model, posterior)
+    values = {name: value.mean().item() for name, value in per_image.items()}
+    values |= {f"{name}_se": (per_image[name].std() / math.sqrt(n)).item() for name in ("nelbo", "log_px_bound")}
+    values["mse_mean"] = (flat - code_mean.flatten(1)).square().sum(1).mean().item()
+    values["lifetime_sparsity"] = lifetime_sparsity(code).mean().item()
+    values["population_sparsity"] = population_sparsity(code).mean().item()
+    values["zeros"] = fraction_of_zeros(code).item()
+    values["active"] = math.nan if unit_kl is None else (unit_kl > ACTIVE_KL).to(x.dtype).mean().item()
+    values["gradient_evaluations"] = posterior.cost.get("gradient_evaluations", math.nan)
+    values["ms_per_image"] = 1e3 * posterior.cost.get("seconds", math.nan) / n
+    values["kb_per_image"] = posterior.cost.get("bytes_per_image", math.nan) / 1e3
+    return Scores({name: values[name] for name in COLUMNS}, per_image, unit_kl)
+
+
+def _reconstruct(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over draws of the squared error ``(N,)`` and of log p(x | z) ``(N,)``, and the decoded mean code."""
+    chains, draws = next(iter(posterior.samples.values())).shape[:2]
+    squares = log_likelihood = torch.zeros(len(x), device=x.device)
+    for chain in range(chains):
+        for draw in range(draws):
+            law = observation(model, {name: value[chain, draw] for name, value in posterior.samples.items()}, x)
+            squares = squares + (x - law.mean).flatten(1).square().sum(1)
+            log_likelihood = log_likelihood + law.log_prob(x)
+    total = chains * draws
+    return squares / total, log_likelihood / total, _decoded_mean(model, x, posterior)
+
+
+def _decoded_mean(model: Callable, x: Tensor, posterior: Posterior) -> Tensor:
+    if posterior.params is not None and hasattr(model, "family"):
+        return model.decoder(model.family.moments(posterior.params["z"])[0])
+    if hasattr(model, "family"):
+        return model.decoder(model.family.code(posterior.samples["z"]).mean((0, 1)))
+    return observation(model, posterior.mean, x).mean
+
+
+def _kl(model: Callable, posterior: Posterior) -> tuple[Tensor, Tensor | None]:
+    """KL of every image ``(N,)`` and of every latent ``(K,)``; by Monte Carlo over the draws where there is no closed form."""
+    per_image, units = [], []
+
+    def walk(name: str, family: object, prior: Tensor) -> Tensor:
+        q = posterior.params[name]
+        unit_kl = family.unit_kl(q, prior)
+        if unit_kl is None:
+            z = posterior.samples[name]
+            log_ratio = family.distribution(q).log_prob(z) - family.distribution(prior).log_prob(z)
+            per_image.append(log_ratio.mean((0, 1)))
+        else:
+            per_image.append(unit_kl.sum(-1))
+            units.append(unit_kl.mean(0))
+        return posterior.samples[name][0, 0]
+
+    model.descend(walk)
+    return sum(per_image), torch.cat(units) if len(units) == len(per_image) else None
+
+
+def _code(model: Callable, posterior: Posterior) -> Tensor:
+    """What the decoder sees, of one draw per image: ``(N, K)``."""
+    first = {name: value[0, 0] for name, value in posterior.samples.items()}
+    if hasattr(model, "family"):
+        return model.family.code(first["z"]).flatten(1)
+    return torch.cat([value.flatten(1) for value in first.values()], dim=1)

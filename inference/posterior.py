@@ -1,0 +1,75 @@
+"""What every way of inferring returns: samples with names, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.files import atomic_file
+
+__all__ = ["Posterior"]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Posterior of the latents of ``N`` images.
+
+    Attributes:
+        method: Name of the way of inferring.
+        samples: ``{site: (chain, draw, image, *event)}``; a point estimate has one chain and one draw.
+        log_weights: Log importance weights ``(chain, draw, image)``, or None if every draw counts alike.
+        params: Parameters of the variational posterior ``{site: (image, P, K)}``, or None if there is none.
+        stats: The method's own statistics, tensors by name; ``(image,)`` or ``(step,)``.
+        cost: ``gradient_evaluations`` and ``evaluations`` per image, ``seconds`` (wall clock, all images) and ``device``.
+    """
+
+    method: str
+    samples: dict[str, Tensor]
+    log_weights: Tensor | None = None
+    params: dict[str, Tensor] | None = None
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return next(iter(self.samples.values())).shape[2]
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """Posterior mean of every latent, ``{site: (image, *event)}``; weighted where there are weights."""
+        return {name: self._average(value) for name, value in self.samples.items()}
+
+    def predict(self, model: Callable) -> Tensor:
+        """Mean image under the posterior, E[decode(z) | x], ``(image, *event_shape)``: decoded draws averaged, not decoded means."""
+        return self._average(model.decode(self.samples))
+
+    def _average(self, values: Tensor) -> Tensor:
+        if self.log_weights is None:
+            return values.mean((0, 1))
+        weights = self.log_weights.flatten(0, 1).softmax(0)
+        weights = weights.reshape(weights.shape + (1,) * (values.dim() - 3))
+        return (values.flatten(0, 1) * weights).sum(0)
+
+    def to_arviz(self) -> Any:
+        """The posterior as ArviZ ``InferenceData``: groups ``posterior`` and ``sample_stats``; cost and method as attributes."""
+        from inference.arviz import convert
+
+        return convert(self)
+
+    def to_netcdf(self, path: str | Path) -> Path:
+        """Writes :meth:`to_arviz` as netCDF, atomically; returns the path."""
+        with atomic_file(path) as temporary:
+            self.to_arviz().to_netcdf(str(temporary))
+        return Path(path)
+
+    def to(self, device: str | torch.device) -> Posterior:
+        """The same posterior with its tensors on ``device``."""
+        move = {name: {key: value.to(device) for key, value in part.items()} if isinstance(part, dict) else part
+                for name, part in (("samples", self.samples), ("params", self.params), ("stats", self.stats))}
+        weights = None if self.log_weights is None else self.log_weights.to(device)
+        return Posterior(self.method, move["samples"], weights, move["params"], move["stats"], self.cost)

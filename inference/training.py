@@ -1,0 +1,239 @@
+r"""Training: minibatch gradient ascent on an evidence lower bound, with the published schedules.
+
+Step ``i`` of ``n`` ascends :math:`\frac1B \sum_b L_\beta(x_b)` with learning rate, β and temperature from :mod:`inference.schedules`.
+Images stay on the device; a minibatch is a slice of a permutation drawn there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from guides.base import images_of
+from inference import checkpoint as saved
+from inference.bounds import OBJECTIVES
+from inference.schedules import cosine, ramp
+
+__all__ = ["History", "fit"]
+
+OPTIMIZERS = {"adamax": torch.optim.Adamax, "adam": torch.optim.Adam}
+
+
+@dataclass
+class History:
+    """What training went through: rows with ``step``, ``elbo`` (nats per image), ``kl``, ``lr``, ``beta``, ``temperature``,
+    ``seconds``; a row's ``elbo`` and ``kl`` are means over the steps since the row before it, on training images, with β = 1
+    and, where samples are relaxed, of relaxed samples: of use to see training converge, no result."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def column(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows]
+
+
+def fit(
+    model: nn.Module,
+    guide: nn.Module,
+    data: object,
+    *,
+    objective: str = "elbo",
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int = 1000,
+    optimizer: str = "adamax",
+    lr: float = 5e-3,
+    final_lr: float = 1e-5,
+    weight_decay: float = 0.0,
+    warmup: float = 0.01,
+    restarts: int = 0,
+    clip: float | None = 500.0,
+    beta: float = 1.0,
+    beta_start: float = 1e-4,
+    beta_warmup: float = 0.5,
+    temperature: tuple[float, float] | None = None,
+    anneal: float = 0.5,
+    particles: int = 1,
+    freeze_model: bool = False,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 60.0,
+    log_every: int = 50,
+    progress: bool | Callable[[int, int, dict], None] = True,
+) -> History:
+    """Trains model and guide together, or the guide alone.
+
+    Arguments:
+        model: The generative model; left in evaluation mode.
+        guide: Its guide; left in evaluation mode at temperature 0.
+        data: A data set (its training images), or images ``(n, *event_shape)``.
+        objective: ``"elbo"`` (sampled; closed-form KL), ``"exact"`` (no sampling; linear decoders) or ``"iwae"``.
+        steps, epochs: Length of training; give one of them.
+        batch_size: Images per step; the last, smaller batch of an epoch is dropped.
+        optimizer: ``"adamax"`` or ``"adam"``.
+        lr, final_lr, warmup, restarts: Learning rate: linear warm-up over the fraction ``warmup`` of the steps, then cosine.
+        weight_decay: L2 term added to the gradient.
+        clip: Largest norm of the gradient, or None.
+        beta, beta_start, beta_warmup: Weight of the KL: linear from ``beta_start`` over the fraction ``beta_warmup``.
+        temperature, anneal: Temperature of relaxed samples at start and end, linear over the fraction ``anneal``; by default
+            the family's own.
+        particles: Draws per image and step.
+        freeze_model: Whether only the guide learns.
+        seed: Seed of batches and samples; the same seed on the same device gives the same result.
+        device: Where to train; where the model is if None. Model and guide are moved there and stay.
+        checkpoint: Folder for the state of training; if it holds one, training goes on from there exactly.
+        checkpoint_every: Seconds between writes of it.
+        log_every: Steps between rows of the history.
+        progress: Whether to show progress, or what to call with (step, steps, row) at each row.
+
+    Raises:
+        ValueError: for options out of range, or images that do not fit.
+        FloatingPointError: if the bound stops being finite; says at which step.
+    """
+    x, steps_per_epoch = _images(model, data, batch_size, device)
+    steps = _length(steps, epochs, steps_per_epoch)
+    bound_of = _choose("objective", objective, OBJECTIVES)
+    beta_start = min(beta_start, beta)
+    if objective == "iwae":
+        beta_start = beta
+    start, end = temperature or _anneal(model)
+    guide.to(x.device)
+    parameters = [p for p in guide.parameters() if p.requires_grad]
+    parameters += [] if freeze_model else [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("there is nothing to train: neither guide nor model has free parameters")
+    ascent = _choose("optimizer", optimizer, OPTIMIZERS)(parameters, lr=lr, weight_decay=weight_decay)
+    history, first = History(), 0
+    if log_every < 1:
+        raise ValueError(f"log_every must be at least 1, not {log_every}")
+
+    with _training(model, guide, freeze_model, seed), _reporter(progress, steps) as report:
+        if checkpoint is not None and saved.exists(checkpoint):
+            first, history.rows = saved.resume(checkpoint, model, guide, ascent, steps)
+        before = history.rows[-1]["seconds"] if history.rows else 0.0
+        began = written = time.perf_counter()
+        totals = torch.zeros(2, device=x.device)
+        order = _permutation(len(x), seed, first // steps_per_epoch, x.device)
+        since = first
+        for step in range(first, steps):
+            epoch, batch = divmod(step, steps_per_epoch)
+            if batch == 0:
+                order = _permutation(len(x), seed, epoch, x.device)
+            images = x[order[batch * batch_size:(batch + 1) * batch_size]]
+            t = step / steps
+            ascent.param_groups[0]["lr"] = cosine(t, lr, final_lr, warmup, restarts)
+            guide.temperature = 0.0 if objective == "iwae" else ramp(t, start, end, anneal)
+            weight = ramp(t, beta_start, beta, beta_warmup)
+            bound = bound_of(model, guide, images, beta=weight, particles=particles)
+            ascent.zero_grad(set_to_none=True)
+            (-bound.surrogate.mean()).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(parameters, clip)
+            ascent.step()
+            totals += _summary(bound)
+            if (step + 1) % log_every == 0 or step + 1 == steps:
+                value, kl = (totals / (step + 1 - since)).tolist()
+                totals.zero_()
+                since = step + 1
+                seconds = before + time.perf_counter() - began
+                history.rows.append({"step": step + 1, "elbo": value, "kl": kl, "lr": ascent.param_groups[0]["lr"],
+                                     "beta": weight, "temperature": guide.temperature, "seconds": seconds})
+                if not value - value == 0:  # inf and nan alike
+                    raise FloatingPointError(f"the bound is {value} around step {step + 1}; try a smaller lr or a smaller clip")
+                report(step + 1, steps, history.rows[-1])
+                if checkpoint is not None and (time.perf_counter() - written > checkpoint_every or step + 1 == steps):
+                    saved.write(checkpoint, model, guide, ascent, step + 1, steps, history.rows)
+                    written = time.perf_counter()
+    return history
+
+
+def _images(model: nn.Module, data: object, batch_size: int, device: object) -> tuple[Tensor, int]:
+    x = images_of(data)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if len(x) == 0 or not torch.isfinite(x).all():
+        raise ValueError("the training images must be at least one and all finite")
+    shape = getattr(model, "event_shape", x.shape[1:])
+    if tuple(x.shape[1:]) != tuple(shape):
+        raise ValueError(f"images of shape {tuple(x.shape[1:])} do not fit a model of images {tuple(shape)}")
+    if device is not None:
+        model.to(device)
+    here = next((p.device for p in model.parameters()), x.device)
+    return x.to(here), max(len(x) // batch_size, 1)
+
+
+def _length(steps: int | None, epochs: float | None, steps_per_epoch: int) -> int:
+    if (steps is None) == (epochs is None):
+        raise ValueError("give the length of training as steps or as epochs, one of the two")
+    steps = round(epochs * steps_per_epoch) if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"training must last at least one step, not {steps}")
+    return steps
+
+
+def _choose(kind: str, name: str, known: dict) -> Callable:
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}; known are: {', '.join(known)}")
+    return known[name]
+
+
+def _anneal(model: nn.Module) -> tuple[float, float]:
+    """The slowest-cooling schedule among the model's latents."""
+    schedules = [family.anneal for family, _ in getattr(model, "latents", {}).values()]
+    return max(schedules, key=lambda pair: pair[1], default=(1.0, 1.0))
+
+
+def _permutation(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    generator = torch.Generator(device).manual_seed(hash((seed, epoch)) % 2**63)
+    return torch.randperm(count, generator=generator, device=device)
+
+
+def _summary(bound: object) -> Tensor:
+    """Mean over images of the bound (with the KL at full weight) and of the KL."""
+    if bound.kl is None:
+        value = bound.value.detach().mean()
+        return torch.stack([value, torch.full_like(value, torch.nan)])
+    kl = bound.kl.detach().mean()
+    return torch.stack([bound.log_likelihood.detach().mean() - kl, kl])
+
+
+@contextmanager
+def _training(model: nn.Module, guide: nn.Module, freeze_model: bool, seed: int) -> Iterator[None]:
+    """Training mode, a seeded generator, the model frozen if asked; everything as before (in evaluation mode) afterwards."""
+    frozen = [p for p in model.parameters() if p.requires_grad] if freeze_model else []
+    devices = sorted({p.device.index or 0 for p in guide.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            model.train(not freeze_model)
+            guide.train()
+            with pyro.validation_enabled(False):  # a third of a step otherwise, and a host sync for every site
+                yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            model.eval()
+            guide.eval()
+            guide.temperature = 0.0
+
+
+@contextmanager
+def _reporter(progress: bool | Callable, steps: int) -> Iterator[Callable]:
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda *_: None
+    else:
+        from inference.progress import training_bar
+
+        with training_bar(steps) as report:
+            yield report

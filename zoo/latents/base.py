@@ -1,0 +1,90 @@
+r"""What a latent family is: distributions over :math:`K` units, written in unconstrained parameters.
+
+Parameters of a family are a tensor ``(…, P, K)``: ``P`` unconstrained numbers for each of ``K`` units (``loc`` and
+``log_scale``; ``log_rate``; ``logits``). A prior is a point in that space, and a posterior is the prior's point plus what
+inference adds, :math:`\mathrm{params}(q) = \mathrm{params}(p) + \delta(x)`: the residual posterior of hierarchical VAEs (Vahdat &
+Kautz 2020), the gain-modulated rate of the Poisson VAE (Vafaii et al. 2024), the prediction error of predictive coding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, kl_divergence
+
+__all__ = ["Family", "softclamp"]
+
+
+class Family:
+    """Base class of latent families. A family must give :meth:`distribution`; the rest has defaults.
+
+    Attributes:
+        parameters: Names of a unit's unconstrained parameters, in the order of dimension ``P``.
+        learn_prior: Whether models with this family learn the prior's parameters unless told otherwise.
+        anneal: Temperatures of :meth:`relaxed` at the start and end of training.
+    """
+
+    parameters: tuple[str, ...] = ("loc", "log_scale")
+    learn_prior: bool = False
+    anneal: tuple[float, float] = (1.0, 1.0)
+
+    def distribution(self, params: Tensor) -> Distribution:
+        """The exact distribution: parameters ``(…, P, K)`` to batch shape ``(…)`` and event shape ``(K,)``."""
+        raise NotImplementedError(f"{type(self).__name__} must define distribution(params)")
+
+    def relaxed(self, params: Tensor, temperature: float) -> Distribution:
+        """A reparameterized twin at a temperature > 0; the exact distribution itself where that needs none.
+
+        A family without such a twin is trained with the score-function estimator.
+        """
+        return self.distribution(params)
+
+    def initial_prior(self, units: int) -> Tensor:
+        """The prior's parameters before training, ``(P, K)``; zeros (``Normal(0, 1)``, ``Laplace(0, 1)``, uniform logits)."""
+        return torch.zeros(len(self.parameters), units)
+
+    def read(self, distribution: Distribution) -> Tensor:
+        """Parameters ``(…, P, K)`` of a distribution of this family: the inverse of :meth:`distribution`."""
+        raise NotImplementedError(f"{type(self).__name__} does not read parameters off a distribution")
+
+    def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
+        """``prior + delta``, where a family may bound ``delta`` smoothly; equal to ``prior`` at ``delta = 0``."""
+        return prior + delta
+
+    def code(self, z: Tensor) -> Tensor:
+        """What the decoder receives for a sample ``z`` of event shape ``event_shape``: ``(…, K)``."""
+        return z
+
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each unit of the code, each ``(…, K)``."""
+        distribution = self.distribution(params)
+        return distribution.mean, distribution.variance
+
+    def decoded_variance(self, params: Tensor, weight: Tensor) -> Tensor:
+        r"""Total variance of a linear decoding, :math:`\mathrm{tr}(\Phi\,\mathrm{Cov}[z]\,\Phi^\top)`, of shape ``(…)``.
+
+        Arguments:
+            weight: The decoder's matrix Φ, ``(D, K)``.
+        """
+        return self.moments(params)[1] @ weight.square().sum(0)
+
+    def unit_kl(self, q: Tensor, p: Tensor) -> Tensor | None:
+        """KL divergence of each unit in nats, ``(…, K)``; sums to the whole KL. None where there is no closed form."""
+        q_units, p_units = self.distribution(q), self.distribution(p)
+        try:
+            if isinstance(q_units, Independent) and isinstance(p_units, Independent):
+                return kl_divergence(q_units.base_dist, p_units.base_dist)
+            return kl_divergence(q_units, p_units).unsqueeze(-1)
+        except NotImplementedError:
+            return None
+
+
+def softclamp(delta: Tensor, limit: Tensor | float) -> Tensor:
+    """Saturates smoothly at about ``limit`` from below, is 0 at 0, and the identity far under the limit.
+
+    The soft clamp ``c − softplus(c − a)`` of the Poisson VAE, shifted so that no evidence leaves the prior as it is.
+    """
+    if not isinstance(limit, Tensor):
+        limit = torch.as_tensor(limit, dtype=delta.dtype, device=delta.device)
+    softplus = torch.nn.functional.softplus
+    return delta - softplus(delta - limit) + softplus(-limit)

@@ -1,0 +1,72 @@
+r"""Gaussian latents, :math:`z_k \sim N(\mathrm{loc}, \mathrm{scale}^2)`, seen by the decoder through an optional activation.
+
+With ``activation="relu"`` or ``"exp"`` the code is ``relu(z)`` or ``exp(z)`` (the "G_relu" and "G_exp" VAEs of Vafaii et al. 2024);
+latents, KL and samples stay Gaussian, and mean and variance of the *code* are the rectified and the log-normal ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from zoo.latents.base import Family
+
+__all__ = ["Gaussian"]
+
+LOG_SCALE_BOUND = 5.3  # Vafaii et al. 2024: log-scales are kept within ±5.3 of the prior's by a tanh
+ACTIVATIONS = ("identity", "relu", "exp")
+
+
+class Gaussian(Family):
+    """Normal latents with parameters ``loc`` and ``log_scale``.
+
+    Arguments:
+        activation: ``"identity"``, ``"relu"`` or ``"exp"``, applied to ``z`` on its way into the decoder.
+    """
+
+    parameters = ("loc", "log_scale")
+
+    def __init__(self, activation: str = "identity") -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; known are: {', '.join(ACTIVATIONS)}")
+        self.activation = activation
+
+    def distribution(self, params: Tensor) -> Distribution:
+        loc, log_scale = params.unbind(-2)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def read(self, distribution: Distribution) -> Tensor:
+        base = distribution.base_dist
+        return torch.stack([base.loc, base.scale.log()], dim=-2)
+
+    def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
+        return prior + bound_log_scale(delta)
+
+    def code(self, z: Tensor) -> Tensor:
+        if self.activation == "relu":
+            return z.relu()
+        return z.exp() if self.activation == "exp" else z
+
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = params.unbind(-2)
+        scale = log_scale.exp()
+        if self.activation == "relu":
+            ratio = loc / scale
+            density = (-0.5 * ratio.square()).exp() / math.sqrt(2 * math.pi)
+            above = torch.special.ndtr(ratio)
+            mean = loc * above + scale * density
+            return mean, (loc.square() + scale.square()) * above + loc * scale * density - mean.square()
+        if self.activation == "exp":
+            mean = (loc + 0.5 * scale.square()).exp()
+            return mean, mean.square() * scale.square().expm1()
+        return loc, scale.square()
+
+
+def bound_log_scale(delta: Tensor) -> Tensor:
+    """Keeps the second parameter's shift within ±5.3 by a tanh (``(…, 2, K)``); the first passes as it is."""
+    loc, log_scale = delta.unbind(-2)
+    return torch.stack([loc, LOG_SCALE_BOUND * torch.tanh(log_scale / LOG_SCALE_BOUND)], dim=-2)

@@ -1,0 +1,33 @@
+r"""Laplace latents, :math:`p(z_k) = \exp(-|z_k - \mathrm{loc}| / \mathrm{scale}) / (2\,\mathrm{scale})`.
+
+The prior of sparse coding (Olshausen & Field 1996). The closed-form KL divergence comes with PyTorch.
+"""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from zoo.latents.base import Family
+from zoo.latents.gaussian import bound_log_scale
+
+__all__ = ["Laplace"]
+
+
+class Laplace(Family):
+    """Laplace latents with parameters ``loc`` and ``log_scale``."""
+
+    parameters = ("loc", "log_scale")
+
+    def distribution(self, params: Tensor) -> Distribution:
+        loc, log_scale = params.unbind(-2)
+        return dist.Laplace(loc, log_scale.exp()).to_event(1)
+
+    def read(self, distribution: Distribution) -> Tensor:
+        base = distribution.base_dist
+        return torch.stack([base.loc, base.scale.log()], dim=-2)
+
+    def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
+        return prior + bound_log_scale(delta)
