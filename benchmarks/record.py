@@ -26,6 +26,9 @@ def _commit() -> str:
     return commit + ("+changes" if dirty.strip() else "")
 
 
+STARTED_FROM = _commit()  # before a long run, during which the checkout may move on
+
+
 def _machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
@@ -43,7 +46,7 @@ def record(name: str, results: Any, *, seed: int | None = None, notes: str = "")
     """
     report = {
         "command": " ".join(["python", os.path.relpath(sys.argv[0], RESULTS.parent.parent), *sys.argv[1:]]),
-        "commit": _commit(), "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": _machine(),
+        "commit": STARTED_FROM, "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": _machine(),
         "seed": seed, "notes": notes, "results": results,
     }
     RESULTS.mkdir(exist_ok=True)

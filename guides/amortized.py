@@ -1,4 +1,4 @@
-r"""Amortized inference: one encoder maps every image to its posterior, :math:`\delta = \mathrm{encoder}(x)` (Kingma & Welling 2014)."""
+r"""Amortized inference: one encoder for all images, :math:`\delta = \mathrm{encoder}(x)` (Kingma & Welling 2014)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 r"""Evidence lower bounds per image: sampled, in closed form, and importance-weighted.
 
-``elbo``: :math:`E_q[\log p(x|z)] - \beta\,KL(q \| p)`, one traced run of guide and model; the KL in closed form where PyTorch has one
-registered, else :math:`\log q(z) - \log p(z)`. Sites without a reparameterized sampler get the score-function estimator with
-a leave-one-out baseline. ``exact``: the expectation itself, for linear decoders. ``iwae``: :math:`\log \frac1S \sum_s p(x, z_s)/q(z_s)`
-(Burda et al. 2016), with VIMCO's baselines (Mnih & Rezende 2016) where samples are not reparameterized.
+``elbo``: :math:`E_q[\log p(x|z)] - \beta\,KL(q \| p)`, one traced run of guide and model; the KL in closed form where one is
+registered with PyTorch, else :math:`\log q(z) - \log p(z)`. Sites without a reparameterized sampler get the score-function
+estimator with a leave-one-out baseline. ``exact``: the expectation itself, for linear decoders. ``iwae``:
+:math:`\log \frac1S \sum_s p(x, z_s)/q(z_s)` (Burda et al. 2016), with VIMCO's baselines (Mnih & Rezende 2016) where samples
+are not reparameterized.
 
 Pyro's ``TraceMeanField_ELBO`` gives the same ``elbo`` (a test holds the two together) but scores every latent under prior and
 posterior even where the closed form makes that useless, which for relaxed counts costs more than the step itself.
@@ -131,7 +132,7 @@ def iwae(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0, part
     surrogate = bound
     if log_q_score is not None:
         if particles < 2:
-            raise ValueError("the importance-weighted objective needs at least 2 particles for latents that are not reparameterized")
+            raise ValueError("the objective 'iwae' needs at least 2 particles for latents that are not reparameterized")
         surrogate = bound + (log_q_score * _vimco_signal(log_weight.detach())).sum(0)
     count(log_weight)
     return Bound(bound, None, None, surrogate)

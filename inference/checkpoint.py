@@ -27,7 +27,8 @@ def save(folder: str | Path, model: nn.Module, guide: nn.Module | None = None, *
     parts = {"model": model} if guide is None else {"model": model, "guide": guide}
     for kind, part in parts.items():
         if not hasattr(part, "built_with"):
-            raise ValueError(f"only a {kind} made by {'zoo' if kind == 'model' else 'guides'}.build can be saved; save its state_dict yourself")
+            maker = "zoo.build" if kind == "model" else "guides.build"
+            raise ValueError(f"only a {kind} made by {maker} can be saved; save its state_dict yourself")
     config = {kind: part.built_with for kind, part in parts.items()} | about
     with atomic_folder(folder) as temporary:
         for kind, part in parts.items():

@@ -45,7 +45,7 @@ class Posterior:
         return {name: self._average(value) for name, value in self.samples.items()}
 
     def predict(self, model: Callable) -> Tensor:
-        """Mean image under the posterior, E[decode(z) | x], ``(image, *event_shape)``: decoded draws averaged, not decoded means."""
+        """Mean image under the posterior, ``(image, *event_shape)``: the average of decoded draws, not the decoded mean."""
         return self._average(model.decode(self.samples))
 
     def _average(self, values: Tensor) -> Tensor:

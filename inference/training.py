@@ -1,6 +1,6 @@
 r"""Training: minibatch gradient ascent on an evidence lower bound, with the published schedules.
 
-Step ``i`` of ``n`` ascends :math:`\frac1B \sum_b L_\beta(x_b)` with learning rate, β and temperature from :mod:`inference.schedules`.
+Step ``i`` of ``n`` ascends :math:`\frac1B \sum_b L_\beta(x_b)` with schedules from :mod:`inference.schedules`.
 Images stay on the device; a minibatch is a slice of a permutation drawn there.
 """
 

@@ -112,7 +112,7 @@ def family_of(name: str, site: Distribution) -> Family:
         if isinstance(base, dist.OneHotCategorical):
             return Categorical()
     if support_kind(site.support) != "real":
-        raise ValueError(f"the latent {name!r} has the discrete law {type(base).__name__} with event shape {tuple(site.event_shape)}; "
+        raise ValueError(f"the latent {name!r} has the discrete law {type(base).__name__}, event shape {tuple(site.event_shape)}; "
                          "a guide can be built for Poisson and OneHotCategorical sites with one event dimension")
     return Unconstrained(site.support, tuple(site.event_shape))
 

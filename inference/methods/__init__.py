@@ -1,4 +1,4 @@
-"""Ways of inferring the latents of images: each takes a program and images and returns a :class:`~inference.posterior.Posterior`."""
+"""Ways of inferring: each takes a program and images and returns a :class:`~inference.posterior.Posterior`."""
 
 from zoo.registry import Registry
 

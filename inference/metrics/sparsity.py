@@ -1,7 +1,7 @@
 r"""How sparse a code is: Treves–Rolls sparsity over images (lifetime) and over units (population), and exact zeros.
 
-:math:`S = \big(1 - (\sum_i |z_i|)^2 / (n \sum_i z_i^2)\big) / (1 - 1/n)` (Treves & Rolls 1991; Vinje & Gallant 2000): 0 for a constant
-response, 1 for a response to one of ``n`` images, 1 by convention for a silent unit.
+:math:`S = \big(1 - (\sum_i |z_i|)^2 / (n \sum_i z_i^2)\big) / (1 - 1/n)` (Treves & Rolls 1991; Vinje & Gallant 2000): 0 for a
+constant response, 1 for a response to one of ``n`` images, 1 by convention for a silent unit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""Poisson counts by arrival times: the number of arrivals of a process of rate λ before time 1, made smooth.
 
-Vafaii, Galor & Yates 2024, Algorithm 1: :math:`z = \sum_m f((1 - t_m)/τ)` over arrival times :math:`t_1 <
-t_2 < …` that scale as 1/λ, so that :math:`dz/dλ = \sum_m f'((1 - t_m)/τ)\, t_m / (τ λ)`. They draw a fixed
-number of arrivals for every unit, as many as the largest rate needs. Here every unit has as many as it has:
+Vafaii, Galor & Yates 2024, Algorithm 1: :math:`z = \sum_m f((1 - t_m)/τ)` over arrival times
+:math:`t_1 < t_2 < …` that scale as 1/λ, so that :math:`dz/dλ = \sum_m f'((1 - t_m)/τ)\, t_m / (τ λ)`. They
+draw a fixed number of arrivals for every unit, as many as the largest rate needs. Here a unit has its own:
 
 - arrivals after :math:`1 + cτ` weigh nothing and are never drawn (c is the ramp's reach);
 - the number of arrivals in an interval is Poisson, and given their number their times are uniform and
@@ -29,12 +29,13 @@ __all__ = ["RAMPS", "RelaxedPoisson", "moments"]
 
 # Cells go through in groups and arrivals in rounds, so that temporary memory stays bounded by the output's:
 CELLS = 2**14, 8  # a group has at most the larger of 2^14 and an eighth of all cells,
-ARRIVALS = 2**16, 4  # a round has on average at most the larger of 2^16 and a quarter as many arrivals as there are cells.
+ARRIVALS = 2**16, 4  # a round has, on average, at most the larger of 2^16 and a quarter of the number of cells.
 MOST_ARRIVALS = 1e9
+LEAST_TEMPERATURE = 1e-6
 
 
 class RelaxedPoisson(dist.Poisson):
-    """A Poisson count with a pathwise gradient: samples are nonnegative reals, near counts at low temperature.
+    """A Poisson count with a pathwise gradient: samples are nonnegative reals, nearly counts at low τ.
 
     It is a ``Poisson`` of the same rate: :meth:`log_prob`, ``mean`` and ``variance`` are those of the exact
     count, and PyTorch's closed-form KL divergence between two Poissons applies. A relaxed value has no
@@ -45,12 +46,13 @@ class RelaxedPoisson(dist.Poisson):
 
     Arguments:
         rate: Rates λ ≥ 0, of the batch shape.
-        temperature: τ ≥ 0, one number.
+        temperature: τ ≥ 0, one number; positive ones are raised to 10⁻⁶.
         ramp: ``"cubic"``, ``"quintic"``, ``"linear"``, ``"cosine"`` or ``"sigmoid"``.
         straight_through: Whether samples are the hard counts of the same arrivals, with the relaxed gradient.
 
-    Raises: ValueError: for an unknown ramp or a bad temperature; from sampling, for rates that are
-        negative, NaN, infinite, or so high that they stand for more than a billion arrivals.
+    Raises:
+        ValueError: for an unknown ramp or a bad temperature; from sampling, for rates that are negative, NaN,
+            infinite, or so high that they stand for more than a billion arrivals.
     """
 
     has_rsample = True
@@ -77,9 +79,11 @@ class RelaxedPoisson(dist.Poisson):
         arrivals.
         """
         rate = self.rate.expand(self._extended_shape(sample_shape))
-        if torch.is_grad_enabled() and rate.requires_grad and self.temperature > 0:
-            return _Pathwise.apply(rate, self.temperature, find(self.ramp), self.straight_through)
-        return _draw(rate.detach(), self.temperature, find(self.ramp), self.straight_through, slopes=False)[0]
+        ramp, hard = find(self.ramp), self.straight_through
+        temperature = max(self.temperature, LEAST_TEMPERATURE) if self.temperature > 0 else 0.0
+        if torch.is_grad_enabled() and rate.requires_grad and temperature > 0:
+            return _Pathwise.apply(rate, temperature, ramp, hard)
+        return _draw(rate.detach(), temperature, ramp, hard, slopes=False)[0]
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """:meth:`rsample` without a gradient."""
@@ -141,7 +145,7 @@ def _totals(rate: Tensor, groups: tuple[Tensor, ...]) -> list[float]:
 
 
 def _start(total: float, cells: int, temperature: float, ramp: Ramp) -> float:
-    """The time from which arrivals are drawn singly: where weights begin to fall if that saves work, else 0."""
+    """The time from which arrivals are drawn singly: where weights begin to fall, or 0 if that is less work."""
     certain = 1 - ramp.reach * temperature
     return certain if total * certain > cells else 0.0
 
@@ -165,11 +169,11 @@ def _fill(rate: Tensor, temperature: float, ramp: Ramp, hard: bool, start: float
         if dz is not None:
             _add(dz, ramp.slope(s).mul_(s.mul_(-temperature).add_(1)), counts, owner)
     if dz is not None:
-        dz.div_((rate * temperature).clamp_min_(torch.finfo(rate.dtype).tiny))  # 0, not 0/0, where the rate is 0
+        dz.div_((rate * temperature).clamp_min_(torch.finfo(rate.dtype).tiny))  # 0, not 0/0, at rate 0
 
 
 def _owners(counts: Tensor, number: int) -> Tensor | None:
-    """The cell of each arrival; None on a GPU, where sums by segment have a fixed order and sums by index not."""
+    """The cell of each arrival; None on a GPU: adding by index there has no fixed order, segment sums do."""
     return None if counts.is_cuda else torch.repeat_interleave(counts, output_size=number)
 
 

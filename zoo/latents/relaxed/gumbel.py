@@ -31,14 +31,17 @@ class RelaxedCount(dist.TorchDistribution):
     drawn; for Poisson counts with high rates :class:`~zoo.latents.relaxed.arrival.RelaxedPoisson` is
     leaner, and less biased (here the mean grows with τ where it is small).
 
-    Arguments: base: A distribution over counts 0, 1, 2 … with event shape ``()``; anything with a
-        ``log_prob``. temperature: τ ≥ 0, one number. max_count: The highest count U, itself included. By
-        default mean + 6 standard deviations + 10, rounded up, of the unit for which that is highest.
+    Arguments:
+        base: A distribution over counts 0, 1, 2 … with event shape ``()``; anything with a ``log_prob``.
+        temperature: τ ≥ 0, one number; positive ones are raised to the dtype's machine epsilon.
+        max_count: The highest count U, itself included. By default mean + 6 standard deviations + 10, rounded
+            up, of the unit for which that is highest.
         straight_through: Whether samples are the counts of highest perturbed probability, with the relaxed
-        gradient.
+            gradient.
 
-    Raises: ValueError: if ``base`` is no univariate count distribution, for a bad temperature or
-        ``max_count``, or if the default would be above 10,000 or has no finite moments to go by.
+    Raises:
+        ValueError: if ``base`` is no univariate count distribution, for a bad temperature or ``max_count``,
+            or if the default would be above 10,000 or has no finite moments to go by.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -110,7 +113,7 @@ class RelaxedCount(dist.TorchDistribution):
 
 
 class RelaxedOneHot(dist.OneHotCategorical):
-    """A one-hot vector with a pathwise gradient: its samples are points of the simplex, near corners at low temperature.
+    """A one-hot vector with a pathwise gradient: samples are points of the simplex, near its corners at low τ.
 
     It is a ``OneHotCategorical`` of the same logits: :meth:`log_prob` (of exact one-hot vectors), ``mean``,
     ``variance`` and the closed-form KL divergence are its own. At temperature 0 samples are exact and have

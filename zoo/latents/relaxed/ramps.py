@@ -119,8 +119,8 @@ RAMPS: dict[str, Ramp] = {
 def moments(ramp: str, temperature: float) -> tuple[float, float]:
     r"""Mean and variance of a relaxed count, each divided by the rate λ, in closed form; any temperature ≥ 0.
 
-    Campbell's theorem for a Poisson process of rate λ on :math:`t > 0`: :math:`E[z]/λ = τ
-    \int_{-\infty}^{1/τ} f(s)\,ds` and :math:`\mathrm{Var}[z]/λ = τ \int_{-\infty}^{1/τ} f(s)^2\,ds`. For τ
+    Campbell's theorem for a Poisson process of rate λ on :math:`t > 0`:
+    :math:`E[z]/λ = τ \int_{-\infty}^{1/τ} f(s)\,ds` and :math:`\mathrm{Var}[z]/λ = τ \int_{-\infty}^{1/τ} f(s)^2\,ds`. For τ
     ≤ 1 and every ramp but the sigmoid, the mean is 1 and the variance 1 − κτ with κ = 1/3 (linear), 9/35
     (cubic), 50/231 (quintic), 1/4 (cosine). For the sigmoid the mean is τ softplus(1/τ), and the variance τ
     sigmoid(1/τ) below it (its cut tails, < 1e-8, left in).
