@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -38,9 +39,9 @@ def main() -> None:
     model = zoo.build(options.model, data, latents=512, decoder="lin", seed=options.seed)
     guide = guides.build("amortized", model, encoder=options.encoder, seed=options.seed)
     settings = recipe("paper", "mnist") | {"epochs": options.epochs}
-    history = inference.fit(model, guide, data, objective="exact", seed=options.seed, device=options.device, log_every=3000,
-                            checkpoint=options.checkpoint, progress=lambda step, steps, row: print(step, steps, row, flush=True),
-                            **settings)
+    history = inference.fit(
+        model, guide, data, objective="exact", seed=options.seed, device=options.device, compile=options.compile,
+        checkpoint=options.checkpoint, log_every=3000, progress=lambda *report: print(*report, flush=True), **settings)
     x = data.test.x.to(options.device)
     posterior = inference.infer(model, x, method="amortized", guide=guide, draws=10, seed=options.seed)
     scores = inference.score(model, x, posterior, k=10)

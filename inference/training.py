@@ -63,6 +63,7 @@ def fit(
     freeze_model: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
+    compile: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 60.0,
     log_every: int = 50,
@@ -88,6 +89,8 @@ def fit(
         freeze_model: Whether only the guide learns.
         seed: Seed of batches and samples; the same seed on the same device gives the same result.
         device: Where to train; where the model is if None. Model and guide are moved there and stay.
+        compile: Whether to compile bound and optimizer (``torch.compile``; needs a C++ compiler on a CPU): about half a minute at
+            the start, then about twice as fast. Only for the objective "exact", which runs no Pyro program.
         checkpoint: Folder for the state of training; if it holds one, training goes on from there exactly.
         checkpoint_every: Seconds between writes of it.
         log_every: Steps between rows of the history.
@@ -110,6 +113,13 @@ def fit(
     if not parameters:
         raise ValueError("there is nothing to train: neither guide nor model has free parameters")
     ascent = _choose("optimizer", optimizer, OPTIMIZERS)(parameters, lr=lr, weight_decay=weight_decay)
+    if compile:
+        if objective != "exact":
+            raise ValueError("compile=True needs the objective 'exact': Pyro's handlers cannot be compiled")
+        ascent.param_groups[0]["lr"] = torch.tensor(lr)  # a tensor, as a number that changes would compile every step anew
+        bound_of, advance = torch.compile(bound_of), torch.compile(ascent.step)
+    else:
+        advance = ascent.step
     history, first = History(), 0
     if log_every < 1:
         raise ValueError(f"log_every must be at least 1, not {log_every}")
@@ -128,23 +138,28 @@ def fit(
                 order = _permutation(len(x), seed, epoch, x.device)
             images = x[order[batch * batch_size:(batch + 1) * batch_size]]
             t = step / steps
-            ascent.param_groups[0]["lr"] = cosine(t, lr, final_lr, warmup, restarts)
-            guide.temperature = 0.0 if objective == "iwae" else ramp(t, start, end, anneal)
+            rate = cosine(t, lr, final_lr, warmup, restarts)
             weight = ramp(t, beta_start, beta, beta_warmup)
+            if compile:
+                ascent.param_groups[0]["lr"].fill_(rate)
+                weight = torch.tensor(weight)
+            else:
+                ascent.param_groups[0]["lr"] = rate
+            guide.temperature = 0.0 if objective == "iwae" else ramp(t, start, end, anneal)
             bound = bound_of(model, guide, images, beta=weight, particles=particles)
             ascent.zero_grad(set_to_none=True)
             (-bound.surrogate.mean()).backward()
             if clip is not None:
                 nn.utils.clip_grad_norm_(parameters, clip)
-            ascent.step()
+            advance()
             totals += _summary(bound)
             if (step + 1) % log_every == 0 or step + 1 == steps:
                 value, kl = (totals / (step + 1 - since)).tolist()
                 totals.zero_()
                 since = step + 1
                 seconds = before + time.perf_counter() - began
-                history.rows.append({"step": step + 1, "elbo": value, "kl": kl, "lr": ascent.param_groups[0]["lr"],
-                                     "beta": weight, "temperature": guide.temperature, "seconds": seconds})
+                history.rows.append({"step": step + 1, "elbo": value, "kl": kl, "lr": rate, "beta": float(weight),
+                                     "temperature": guide.temperature, "seconds": seconds})
                 if not value - value == 0:  # inf and nan alike
                     raise FloatingPointError(f"the bound is {value} around step {step + 1}; try a smaller lr or a smaller clip")
                 report(step + 1, steps, history.rows[-1])

@@ -119,9 +119,11 @@ class RelaxedOneHot(dist.OneHotCategorical):
     ``variance`` and the closed-form KL divergence are its own. At temperature 0 samples are exact and have
     no gradient.
 
-    Arguments: logits: Unnormalized log-probabilities, batch shape then ``(K,)``. temperature: τ ≥ 0, one
-        number; positive ones are raised to the dtype's machine epsilon. straight_through: Whether samples
-        are the one-hot vectors of the largest entries, with the relaxed gradient.
+    Arguments:
+        logits: Unnormalized log-probabilities, batch shape then ``(K,)``.
+        temperature: τ ≥ 0, one number; positive ones are raised to the dtype's machine epsilon.
+        straight_through: Whether samples are the one-hot vectors of the largest entries, with the relaxed
+            gradient.
 
     Raises:
         ValueError: for a bad temperature.
@@ -161,9 +163,10 @@ class RelaxedOneHot(dist.OneHotCategorical):
 
 
 def _default_max(base: Distribution) -> int:
-    if base.mean.numel() == 0:
+    mean, variance = base.mean.detach(), base.variance.detach()
+    if mean.numel() == 0:
         return 1
-    highest = float((base.mean + 6 * base.variance.sqrt() + 10).max())
+    highest = float((mean + 6 * variance.sqrt() + 10).max())
     if not highest <= MOST_COUNTS:
         raise ValueError(f"counts up to {highest:.3g} are too many to relax, {MOST_COUNTS} is the most; "
                          "bound the means of base, or give max_count")

@@ -79,7 +79,7 @@ def _cosine() -> Ramp:
         return _unit(s).mul_(math.pi).cos_().mul_(-0.5).add_(0.5)
 
     def slope(s: Tensor) -> Tensor:
-        return _unit(s).mul_(math.pi).sin_().mul_(math.pi / 4)
+        return _unit(s).mul_(math.pi).sin_().mul_(math.pi / 4).masked_fill_(s.abs() >= 1, 0)  # sin(π) is not 0 in floats
 
     def areas(s: float) -> tuple[float, float]:
         u = min(max((s + 1) / 2, 0.0), 1.0)
