@@ -67,6 +67,14 @@ class Posterior:
             self.to_arviz().to_netcdf(str(temporary))
         return Path(path)
 
+    def first(self, count: int) -> Posterior:
+        """The posterior of the first ``count`` images."""
+        stats = {name: value[:count] if value.shape[:1] == (len(self),) else value for name, value in self.stats.items()}
+        return Posterior(
+            self.method, {name: value[:, :, :count] for name, value in self.samples.items()},
+            None if self.log_weights is None else self.log_weights[..., :count],
+            None if self.params is None else {name: value[:count] for name, value in self.params.items()}, stats, self.cost)
+
     def to(self, device: str | torch.device) -> Posterior:
         """The same posterior with its tensors on ``device``."""
         move = {name: {key: value.to(device) for key, value in part.items()} if isinstance(part, dict) else part

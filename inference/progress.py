@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["bar", "training_bar"]
+__all__ = ["bar", "silent", "training_bar", "work_bar"]
 
 
 def bar() -> Progress:
@@ -34,3 +34,23 @@ def training_bar(steps: int) -> Iterator[Callable[[int, int, dict], None]]:
             display.update(task, completed=step, note=f"elbo {row['elbo']:.1f} nats")
 
         yield report
+
+
+@contextmanager
+def work_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar over a whole comparison; yields what to call with (what is being done, fraction of the work done)."""
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=60) as display:
+        task = display.add_task("starting", total=1.0)
+
+        def show(what: str, fraction: float) -> None:
+            display.update(task, description=what, completed=fraction)
+
+        yield show
+
+
+@contextmanager
+def silent(show: Callable[[str, float], None]) -> Iterator[Callable[[str, float], None]]:
+    """No bar: passes on to ``show``."""
+    yield show

@@ -123,16 +123,16 @@ def test_law_is_that_of_the_dense_algorithm(ramp, rate, temperature):
         assert stats.ks_2samp(ours.numpy().round(4), theirs.numpy().round(4)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("temperature", "rate"), [(0.1, 30.0), (0.3, 4.0), (0.1, 0.2)])
-def test_groups_rounds_and_segment_sums_keep_the_law(monkeypatch, temperature, rate):
+@pytest.mark.parametrize("temperature", [0.1, 0.3])
+def test_groups_rounds_and_segment_sums_keep_the_law(monkeypatch, temperature):
     monkeypatch.setattr(arrival, "CELLS", (700, 10**9))
     monkeypatch.setattr(arrival, "ARRIVALS", (900, 10**9))
     monkeypatch.setattr(arrival, "_owners", lambda counts, number: None)  # the way sums are taken on a GPU
     mean, variance = moments("cubic", temperature)
-    z, slope = draw_with_slope(torch.tensor(rate), temperature, "cubic", DRAWS)
-    assert_within_errors(z, rate * mean)
-    assert_within_errors((z - rate) ** 2, rate * variance)
-    assert_within_errors(2 * z * slope, variance + 2 * rate * mean**2)
+    z, slope = draw_with_slope(RATES, temperature, "cubic", DRAWS)
+    assert_within_errors(z, RATES * mean)
+    assert_within_errors((z - RATES) ** 2, RATES * variance)
+    assert_within_errors(2 * z * slope, variance + 2 * RATES * mean**2)
 
 
 def test_cells_do_not_leak_into_each_other():
@@ -383,10 +383,11 @@ def test_one_hot_vectors():
     # the largest entry has the categorical's probabilities at any temperature
     assert_within_errors(torch.nn.functional.one_hot(soft.argmax(-1), 3).float(), probs)
     torch.manual_seed(7)
-    soft_gradient = torch.autograd.grad((RelaxedOneHot(logits, 0.5).rsample() * torch.arange(3.0)).sum(), logits)[0]
+    twin = RelaxedOneHot(logits, 0.5).rsample()
+    soft_gradient = torch.autograd.grad((twin * torch.arange(3.0)).sum(), logits)[0]
     torch.manual_seed(7)
     hard = RelaxedOneHot(logits, 0.5, straight_through=True).rsample()
-    assert ((hard == 0) | (hard == 1)).all() and (hard.sum(-1) == 1).all()
+    assert (hard.detach() == torch.nn.functional.one_hot(twin.argmax(-1), 3)).all()
     torch.testing.assert_close(torch.autograd.grad((hard * torch.arange(3.0)).sum(), logits)[0], soft_gradient)
     assert soft_gradient.abs().sum() > 0
     exact = RelaxedOneHot(logits, 0.0).rsample((DRAWS,))

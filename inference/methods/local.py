@@ -18,7 +18,8 @@ __all__ = ["local"]
 
 
 def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int = 300, lr: float = 0.1,
-          objective: str | None = None, start: str = "guide", temperature: float = 0.1) -> Posterior:
+          objective: str | None = None, start: str = "guide", temperature: float = 0.1,
+          progress: Callable[[float], None] | None = None) -> Posterior:
     """Optimizes a ``local`` guide by Adam with a cosine learning rate, then draws from it.
 
     Arguments:
@@ -27,6 +28,7 @@ def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
         objective: ``"exact"`` or ``"elbo"``; by default exact where the decoder is linear and every KL has a closed form.
         start: ``"guide"``, or ``"prior"`` to start from the prior although a guide is given.
         temperature: Of relaxed samples, for the objective ``"elbo"``.
+        progress: Called now and then with the fraction of the steps that is done.
 
     The posterior's ``stats`` hold ``elbo_trace`` (``(steps,)``, mean over images, nats).
 
@@ -55,6 +57,8 @@ def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
                 (-bound.surrogate.sum()).backward()
                 ascent.step()
                 trace[step] = bound.value.detach().mean()
+                if progress is not None and step % 10 == 0:
+                    progress(step / steps)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["peak_bytes"]
+from inference.methods import registry
+from inference.methods.run import infer
+
+__all__ = ["bytes_per_image", "peak_bytes"]
 
 
 class _Live(TorchDispatchMode):
@@ -45,3 +50,15 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     with _Live() as tracker:
         run()
     return tracker.peak
+
+
+def bytes_per_image(model: Callable, x: Tensor, method: str, *, guide: nn.Module | None = None, **options: Any) -> float:
+    """What one more image costs in peak memory, from probes with 8 and 16 images, one draw and two steps.
+
+    Memory does not grow with the number of steps; what grows with the number of draws kept is left out.
+    """
+    if "steps" in inspect.signature(registry[method]).parameters:
+        options = options | {"steps": 2}
+    options.pop("progress", None)
+    few, more = (peak_bytes(lambda n=n: infer(model, x[:n], method, guide=guide, draws=1, **options)) for n in (8, 16))
+    return max(more - few, 0) / 8 if len(x) >= 16 else float("nan")

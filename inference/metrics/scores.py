@@ -20,7 +20,7 @@ __all__ = ["COLUMNS", "Scores", "score"]
 COLUMNS: dict[str, str] = {
     "nelbo": "mse + kl, the literature's negative ELBO (sum of squares, no constants); lower is better",
     "nelbo_se": "standard error of nelbo over images",
-    "mse": "sum of squared errors over the pixels of an image, of decoded exact draws; lower is better",
+    "mse": "sum of squared errors over the pixels of an image, expected over exact (unrelaxed) draws; lower is better",
     "mse_mean": "the same for the decoded posterior mean of the code; lower is better",
     "kl": "KL divergence of the posterior from the prior, nats per image",
     "elbo": "evidence lower bound under the model's own likelihood, nats per image; higher is better",
@@ -65,7 +65,7 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     squares, log_likelihood, code_mean = _reconstruct(model, x, posterior)
     n = len(x)
     nan = torch.full((n,), torch.nan, device=x.device)
-    kl, unit_kl, bound = nan, None, nan
+    kl, unit_kl, bound = nan, None, nan.clone()
     if posterior.params is not None and hasattr(model, "descend"):
         kl, unit_kl = _kl(model, posterior)
         bound = iwae_bound(model, x, posterior.params, k, seed=seed)
@@ -88,7 +88,14 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
 
 
 def _reconstruct(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean over draws of the squared error ``(N,)`` and of log p(x | z) ``(N,)``, and the decoded mean code."""
+    """Expected squared error ``(N,)``, expected log p(x | z) ``(N,)`` and the decoded mean code.
+
+    In closed form for linear decoders, otherwise means over the draws.
+    """
+    mean = _decoded_mean(model, x, posterior)
+    if posterior.params is not None and getattr(model, "linear", False):
+        spread = model.family.decoded_variance(posterior.params["z"], model.decoder.weight)
+        return (x - mean).flatten(1).square().sum(1) + spread, model.expected_log_prob(x, posterior.params), mean
     chains, draws = next(iter(posterior.samples.values())).shape[:2]
     squares = log_likelihood = torch.zeros(len(x), device=x.device)
     for chain in range(chains):
@@ -96,8 +103,7 @@ def _reconstruct(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tens
             law = observation(model, {name: value[chain, draw] for name, value in posterior.samples.items()}, x)
             squares = squares + (x - law.mean).flatten(1).square().sum(1)
             log_likelihood = log_likelihood + law.log_prob(x)
-    total = chains * draws
-    return squares / total, log_likelihood / total, _decoded_mean(model, x, posterior)
+    return squares / (chains * draws), log_likelihood / (chains * draws), mean
 
 
 def _decoded_mean(model: Callable, x: Tensor, posterior: Posterior) -> Tensor:

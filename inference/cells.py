@@ -1,0 +1,119 @@
+"""The two kinds of cell a comparison is made of: train a model, and infer held-out images with one method.
+
+A cell is a pure function of its description, a JSON-able dictionary. Its result is a folder named after the description's hash,
+moved into place whole, so that a run that dies loses only the cell it was in, and a second run is free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import guides
+import zoo
+from inference.checkpoint import load, save
+from inference.files import atomic_folder
+from inference.methods.run import infer
+from inference.metrics.memory import bytes_per_image
+from inference.metrics.scores import score
+from inference.training import fit
+
+__all__ = ["digest", "fit_cell", "folder_of", "infer_cell", "load_data", "read_fit", "read_scores"]
+
+Report = Callable[[float], None]  # called with the fraction of the cell that is done
+
+
+def digest(description: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that stand for a description."""
+    text = json.dumps(description | {"version": version("perception-zoo")}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def folder_of(out: Path, description: dict[str, Any]) -> Path:
+    """Where the result of a cell is, or will be."""
+    fitted = description.get("fit", description)
+    words = [fitted.get("model", "saved"), description.get("method", "fit"), f"seed{description['seed']}"]
+    return out / "cells" / "-".join([*words, digest(description)])
+
+
+def fit_cell(description: dict[str, Any], out: Path, report: Report) -> Path:
+    """Trains the described model with an amortized guide; returns the folder, as written by :func:`inference.save`."""
+    folder = folder_of(out, description)
+    if folder.exists():
+        report(1.0)
+        return folder
+    data = load_data(description["data"], description["data_options"])
+    seed, device = description["seed"], description["device"]
+    model = zoo.build(description["model"], data, latents=description["latents"], decoder=description["decoder"], seed=seed,
+                      **description["options"])
+    guide = guides.build("amortized", model, encoder=description["encoder"], seed=seed)
+    history = fit(model, guide, data, objective=description["objective"], seed=seed, device=device,
+                  progress=lambda step, steps, row: report(step / steps), checkpoint=folder.with_name(f".{folder.name}-training"),
+                  **description["settings"])
+    save(folder, model, guide, description=description, history=history.rows)
+    training = folder.with_name(f".{folder.name}-training")
+    for left in training.glob("*"):
+        left.unlink()
+    training.rmdir()
+    return folder
+
+
+def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Report) -> Path:
+    """Infers the held-out images of the described data with one method on the frozen model in ``trained``.
+
+    The folder holds ``scores.json``, ``arrays.safetensors`` (per-image and per-latent numbers, the first images and their
+    reconstructions) and ``posterior.nc`` (ArviZ; the first images).
+    """
+    folder = folder_of(out, description)
+    if folder.exists():
+        report(1.0)
+        return folder
+    device = description["device"]
+    model, guide, _ = load(trained)
+    model.to(device)
+    guide.to(device)
+    x = load_data(description["data"], description["data_options"]).test.x[: description["images"]].to(device)
+    options = description["options"]
+    posterior = infer(model, x, description["method"], guide=guide, draws=description["draws"], seed=description["seed"], **options)
+    report(0.6)
+    posterior.cost["bytes_per_image"] = bytes_per_image(model, x, description["method"], guide=guide, **options)
+    scores = score(model, x, posterior, k=description["k"], seed=description["seed"])
+    report(0.9)
+    kept = posterior.first(description["keep"])
+    arrays = dict(scores.per_image) | {"x": x[: description["keep"]], "reconstruction": kept.predict(model).detach()}
+    if scores.unit_kl is not None:
+        arrays["unit_kl"] = scores.unit_kl
+    with atomic_folder(folder) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in arrays.items()}, temporary / "arrays.safetensors")
+        kept.to_netcdf(temporary / "posterior.nc")
+        (temporary / "scores.json").write_text(json.dumps({"description": description, "scores": scores.values}, indent=2) + "\n")
+    report(1.0)
+    return folder
+
+
+def read_fit(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` of a trained model says, its history included."""
+    return json.loads((folder / "config.json").read_text())
+
+
+def read_scores(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Scores and arrays of an inference cell."""
+    return json.loads((folder / "scores.json").read_text()), load_file(folder / "arrays.safetensors")
+
+
+def load_data(name: str, options: dict[str, Any]) -> Any:
+    """A data set, loaded once per process."""
+    return _loaded(name, json.dumps(options, sort_keys=True))
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str, options: str) -> Any:
+    return zoo.data.load(name, **json.loads(options))

@@ -1,0 +1,158 @@
+"""The command ``zoo``: list what there is, train a model, compare ways of inference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Perception as inference: generative models of vision as Pyro programs, with interchangeable inference.")
+
+Plugin = Annotated[list[Path] | None, typer.Option(help="Python file that registers families, guides, … of your own; repeatable.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress display.")]
+
+
+@app.command("list")
+def list_names(plugin: Plugin = None) -> None:
+    """Name every model, family, guide, method, network and data set."""
+    _import_plugins(plugin)
+    import guides
+    from inference.methods import registry as methods
+    from zoo import data, latents, models, networks
+
+    sections = {
+        "latent families (each names its one-layer model)": latents.registry, "models": models.registry,
+        "guides": guides.registry, "methods": methods, "encoders": networks.encoders, "decoders": networks.decoders,
+        "data": data.registry}
+    for title, registry in sections.items():
+        typer.echo(f"\n{title}")
+        for name, line in registry.lines().items():
+            typer.echo(f"  {name:<16} {line}")
+
+
+@app.command()
+def fit(
+    model: Annotated[str, typer.Argument(help="A latent family or model (see: zoo list).")],
+    out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
+    data: Annotated[str, typer.Option(help="Data set.")] = "patches",
+    budget: Annotated[str, typer.Option(help="smoke, default or paper.")] = "default",
+    objective: Annotated[str, typer.Option(help="exact (linear decoders), elbo or iwae.")] = "exact",
+    latents: Annotated[int, typer.Option(help="Number of latents.")] = 512,
+    decoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
+    encoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
+    epochs: Annotated[float | None, typer.Option(help="Length of training, instead of the budget's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights, batches and samples.")] = 0,
+    device: Device = None,
+    plugin: Plugin = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train one model with an amortized guide and save both. An interrupted run goes on where it was."""
+    _import_plugins(plugin)
+    import guides as guide_package
+    import inference
+    import zoo
+    from inference.comparison import choose_device
+    from inference.recipes import recipe
+
+    with _plain_errors():
+        settings = recipe(budget, data)
+        if epochs is not None:
+            settings.pop("steps", None)
+            settings["epochs"] = epochs
+        images = zoo.data.load(data)
+        program = zoo.build(model, images, latents=latents, decoder=decoder, seed=seed)
+        guide = guide_package.build("amortized", program, encoder=encoder, seed=seed)
+        history = inference.fit(program, guide, images, objective=objective, seed=seed, device=choose_device(device),
+                                checkpoint=out / "training", progress=not quiet, **settings)
+        inference.save(out, program.cpu(), guide.cpu(), description={"data": data, "data_options": {}, "objective": objective},
+                       history=history.rows)
+    typer.echo(f"saved in {out}: training ELBO {history.rows[-1]['elbo']:.2f} nats per image after {history.rows[-1]['step']} steps")
+
+
+@app.command()
+def compare(
+    data: Annotated[str, typer.Option(help="Data set.")] = "patches",
+    models: Annotated[str, typer.Option(help="Latent families, separated by commas.")] = "gaussian,laplace,categorical,poisson",
+    methods: Annotated[str, typer.Option(help="Ways of inferring, separated by commas.")] = "amortized,local,map",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    budget: Annotated[str, typer.Option(help="smoke (seconds), default (minutes) or paper (as published).")] = "default",
+    out: Annotated[Path, typer.Option(help="Folder for table, figures and posteriors.")] = Path("zoo-comparison"),
+    latents: Annotated[int | None, typer.Option(help="Latents per model.")] = None,
+    decoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
+    encoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
+    objective: Annotated[str | None, typer.Option(help="exact, elbo or iwae; exact where possible.")] = None,
+    trained: Annotated[list[Path] | None, typer.Option("--from", help="Start from a model saved by zoo fit; repeatable.")] = None,
+    device: Device = None,
+    plugin: Plugin = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train models, infer held-out images with each method, print one table and write a folder."""
+    _import_plugins(plugin)
+    from rich.console import Console
+
+    import inference
+    from inference.table import shown
+
+    with _plain_errors():
+        seed_list = _seeds(seeds)
+        result = inference.compare(
+            data, _names(models), _names(methods), seed_list, budget=budget, out=out, latents=latents, decoder=decoder, encoder=encoder,
+            objective=objective, trained=trained or (), device=device, progress=not quiet)
+    console, table = Console(), shown(result.rows, budget)
+    console.width = max(console.width, console.measure(table).maximum)  # a number cut short is worse than a wrapped line
+    console.print(table)
+    console.print(f"\nIn {out}: report.md (open this), table.csv, figures, posteriors/", highlight=False)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(name) for name in _names(text)]
+    except ValueError:
+        raise ValueError(f"seeds must be whole numbers separated by commas, not {text!r}") from None
+
+
+class _plain_errors:
+    """Turns the errors that bad input raises into one line and exit code 2; keeps what is done on Ctrl-C."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, KeyboardInterrupt):
+            typer.echo("stopped; what was finished is kept, and the same command goes on from there", err=True)
+            raise typer.Exit(130)
+        if isinstance(error, (ValueError, FloatingPointError, OSError)):
+            typer.echo(f"zoo: {error}", err=True)
+            raise typer.Exit(2)
+        return False
+
+
+def _import_plugins(paths: list[Path] | None) -> None:
+    import sys
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    for path in paths or []:
+        if not path.is_file():
+            typer.echo(f"zoo: no plugin file {path}", err=True)
+            raise typer.Exit(2)
+        spec = spec_from_file_location(path.stem, path)
+        module = module_from_spec(spec)
+        sys.modules[path.stem] = module
+        with _plain_errors():
+            spec.loader.exec_module(module)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Comparing ways of inference: every method on the same frozen models and the same held-out images, cell by cell.
+
+Models are trained with an amortized guide and then frozen; all methods infer the same images under the same weights, so that a
+difference between rows of one model is a difference in inference. Rows of different models differ in the model as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zoo
+from inference.cells import digest, fit_cell, infer_cell, read_fit
+from inference.methods import registry as methods_registry
+from inference.recipes import recipe
+from inference.report import write_report
+from inference.table import Row, gather
+
+__all__ = ["Comparison", "choose_device", "compare"]
+
+# What a budget means beside the training recipe: sizes of data and of what is inferred.
+SIZES: dict[str, dict[str, Any]] = {
+    "smoke": {"data_options": {"n_train": 2000, "n_test": 64}, "images": 64, "draws": 4, "k": 8, "keep": 16, "local_steps": 30},
+    "default": {"data_options": {}, "images": 500, "draws": 20, "k": 100, "keep": 100, "local_steps": 300},
+    "paper": {"data_options": {"n_train": 80_000, "n_test": 20_000}, "images": 2000, "draws": 20, "k": 1000, "keep": 100,
+              "local_steps": 1000},
+}
+SMOKE_LATENTS = 64
+DEFAULT_LATENTS = 512
+SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0}  # rough shares of the progress bar
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison: its folder and its rows (see :data:`inference.metrics.scores.COLUMNS` for the numbers)."""
+
+    folder: Path
+    rows: list[Row]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of ``table.csv`` as dictionaries."""
+        return [row.record for row in self.rows]
+
+
+def compare(
+    data: str = "patches",
+    models: Sequence[str] = ("gaussian", "laplace", "categorical", "poisson"),
+    methods: Sequence[str] = ("amortized", "local", "map"),
+    seeds: Sequence[int] = (0,),
+    *,
+    budget: str = "default",
+    out: str | Path = "zoo-comparison",
+    latents: int | None = None,
+    decoder: str = "lin",
+    encoder: str = "lin",
+    objective: str | None = None,
+    trained: Sequence[str | Path] = (),
+    device: str | None = None,
+    progress: bool | Callable[[str, float], None] = True,
+) -> Comparison:
+    """Trains models, infers held-out images with each method, scores, and writes a folder.
+
+    Arguments:
+        data: Name of a data set.
+        models: Names of models to train; ignored if ``trained`` is given.
+        methods: Names of ways of inferring.
+        seeds: Seeds; each gives a training and an inference of its own.
+        budget: ``"smoke"``, ``"default"`` or ``"paper"``: training recipe, sizes of data and of the evaluation.
+        out: Folder for ``table.csv``, ``report.md``, figures, ``posteriors/`` and the cells. What is there already is not
+            computed again.
+        latents: Latents per model; 512, or 64 for the smoke budget, if None.
+        decoder, encoder: Networks of models and guides.
+        objective: Training objective; if None, ``"exact"`` where the decoder is linear and the KL has a closed form, else ``"elbo"``.
+        trained: Folders of saved models (``zoo fit``) to start from instead of training.
+        device: Where to compute; a GPU if there is one, else the CPU, if None.
+        progress: Whether to show progress, or what to call with (what is being done, fraction of all work done).
+
+    Raises:
+        ValueError: for unknown names or an empty choice, before anything is computed.
+        FileNotFoundError: for a folder in ``trained`` without a saved model.
+    """
+    out, device = Path(out), choose_device(device)
+    _check("models", models, [*zoo.latents.registry])
+    _check("methods", methods, [*methods_registry])
+    _check("seeds", seeds, None)
+    if data.split("/")[0] not in zoo.data.registry:
+        raise ValueError(f"unknown data {data!r}; known are: {', '.join(zoo.data.registry)}")
+    settings = recipe(budget, data)
+    sizes = SIZES[budget]
+    latents = latents or (SMOKE_LATENTS if budget == "smoke" else DEFAULT_LATENTS)
+    data_options = _accepted(data, sizes["data_options"])
+    if trained:
+        fits = [_saved(Path(folder), data, data_options, seed, device) for folder in trained for seed in seeds]
+    else:
+        fits = [{"data": data, "data_options": data_options, "model": model, "options": {}, "latents": latents, "decoder": decoder,
+                 "encoder": encoder, "objective": objective or _objective(model, decoder), "settings": settings, "seed": seed,
+                 "device": device, "source": _source(model)} for seed in seeds for model in models]
+    work = [(described, [_inference(described, method, sizes) for method in methods]) for described in fits]
+    total = sum((0.0 if "saved" in described else _training_seconds(described)) + sum(SECONDS.get(m, 20.0) for m in methods)
+                for described, _ in work)
+
+    out.mkdir(parents=True, exist_ok=True)
+    cells = []
+    with _display(progress) as show:
+        done = 0.0
+        for described, inferences in work:
+            name = described.get("model", "saved")
+            share = 0.0 if "saved" in described else _training_seconds(described)
+
+            def training(fraction: float, name=name, share=share, before=done) -> None:
+                show(f"training {name}", (before + share * fraction) / total)
+
+            show(f"{name}: data", done / total)
+            folder = Path(described["saved"]) if "saved" in described else fit_cell(described, out, training)
+            done += share
+            for inference in inferences:
+                share = SECONDS.get(inference["method"], 20.0)
+
+                def inferring(fraction: float, what=f"{name}: {inference['method']}", share=share, before=done) -> None:
+                    show(what, (before + share * fraction) / total)
+
+                inferring(0.0)
+                cells.append((folder, infer_cell(inference, out, folder, inferring)))
+                done += share
+        show("figures", 0.99)
+        rows = gather(cells)
+        write_report(out, rows, budget)
+        show("done", 1.0)
+    return Comparison(out, rows)
+
+
+def _inference(fitted: dict[str, Any], method: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    return {"fit": fitted, "data": fitted["data"], "data_options": fitted["data_options"], "seed": fitted["seed"],
+            "device": fitted["device"], "method": method, "options": {"steps": sizes["local_steps"]} if method == "local" else {},
+            **{key: sizes[key] for key in ("images", "draws", "k", "keep")}}
+
+
+def _saved(folder: Path, data: str, data_options: dict, seed: int, device: str) -> dict[str, Any]:
+    config = read_fit(folder) if (folder / "config.json").exists() else None
+    if config is None:
+        raise FileNotFoundError(f"no saved model in {folder}: config.json is missing")
+    if "guide" not in config:
+        raise ValueError(f"the model in {folder} was saved without a guide; a comparison needs one")
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "guide.safetensors").read_bytes()).hexdigest()
+    return {"saved": str(folder), "weights": weights, "model": config["model"]["name"], "data": data,
+            "data_options": config.get("description", {}).get("data_options", data_options), "seed": seed, "device": device}
+
+
+def _objective(model: str, decoder: str) -> str:
+    """``"exact"`` where that is possible: linear decoder, closed-form KL."""
+    if decoder != "lin":
+        return "elbo"
+    family = zoo.latents.registry[model]()
+    prior = family.initial_prior(2)
+    return "elbo" if family.unit_kl(prior, prior) is None else "exact"
+
+
+def _source(model: str) -> str:
+    """A digest of the file a user's own family comes from, so that a changed family is not taken for the old one."""
+    import inspect
+
+    family = zoo.latents.registry[model]
+    if family.__module__.startswith("zoo."):
+        return "zoo"
+    return digest({"source": inspect.getsource(inspect.getmodule(family))})
+
+
+def _accepted(data: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that the data set's loader knows."""
+    import inspect
+
+    parameters = inspect.signature(zoo.data.registry[data.split("/")[0]]).parameters
+    return {name: value for name, value in options.items() if name in parameters}
+
+
+def _check(what: str, chosen: Sequence, known: list[str] | None) -> None:
+    if not chosen:
+        raise ValueError(f"choose at least one of the {what}")
+    for name in chosen:
+        if known is not None and name not in known:
+            raise ValueError(f"unknown {what} {name!r}; known are: {', '.join(known)}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"{what} are named twice: {', '.join(map(str, chosen))}")
+
+
+def choose_device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"the device {device!r} was asked for, but PyTorch sees no GPU here; use device 'cpu'")
+    return str(torch.device(device))
+
+
+def _training_seconds(described: dict[str, Any]) -> float:
+    return 0.01 * described["settings"].get("steps", 100 * described["settings"].get("epochs", 1)) + 1.0
+
+
+def _display(progress: bool | Callable[[str, float], None]) -> Any:
+    from inference.progress import silent, work_bar
+
+    if callable(progress):
+        return silent(progress)
+    return work_bar() if progress else silent(lambda what, fraction: None)

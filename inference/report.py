@@ -1,0 +1,99 @@
+"""The folder a comparison leaves: ``table.csv``, ``report.md``, figures as PNG, posteriors as netCDF."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from inference.cells import read_fit
+from inference.checkpoint import load
+from inference.files import atomic_file
+from inference.plots.activity import plot_active_curve
+from inference.plots.dictionary import plot_dictionary
+from inference.plots.frontier import plot_frontier
+from inference.plots.gap import plot_gap
+from inference.plots.reconstructions import plot_reconstructions
+from inference.plots.style import new_figure, save
+from inference.plots.training import plot_training, unit_scale_offset
+from inference.table import SHOWN, Row, definition, summarize, write_csv
+
+__all__ = ["write_report"]
+
+PICTURES = 6  # images shown with their reconstructions
+
+
+def write_report(out: Path, rows: Sequence[Row], budget: str) -> None:
+    """Writes everything but the cells; what was there before is replaced file by file."""
+    write_csv(out / "table.csv", rows)
+    first = [row for row in rows if row.record["seed"] == rows[0].record["seed"]]
+    figures = _figures(out, rows, first)
+    _posteriors(out, rows)
+    with atomic_file(out / "report.md") as temporary:
+        temporary.write_text(_markdown(rows, figures, budget))
+
+
+def _figures(out: Path, rows: Sequence[Row], first: Sequence[Row]) -> dict[str, str]:
+    """Draws each figure; returns file name and caption."""
+    records = [row.record for row in rows]
+    captions: dict[str, str] = {}
+    trained = {row.record["model"]: row for row in reversed(first)}
+    trained = {name: trained[name] for name in dict.fromkeys(row.record["model"] for row in first)}
+    for name, row in trained.items():
+        model, _, _ = load(row.trained)
+        if getattr(model, "linear", False):
+            scored = next((other for other in first if other.record["model"] == name and "unit_kl" in other.arrays), None)
+            kl = scored.arrays["unit_kl"] if scored else None
+            figure = plot_dictionary(model.decoder.weight.detach(), model.event_shape, kl, title=f"{name}: dictionary, sorted by KL")
+            save(figure, out / f"dictionary_{name}.png")
+            captions[f"dictionary_{name}.png"] = f"What each latent of the {name} model adds to the image, the most used first."
+    shown = {f"{row.record['model']}·{row.record['method']}":
+             (row.arrays["reconstruction"][:PICTURES], row.arrays["mse"][:PICTURES]) for row in first}
+    save(plot_reconstructions(first[0].arrays["x"][:PICTURES], shown, title="Held-out images and their posterior reconstructions"),
+         out / "reconstructions.png")
+    captions["reconstructions.png"] = "Held-out images, and the mean image under each posterior, with the expected squared error."
+    save(plot_frontier(records), out / "frontier.png")
+    captions["frontier.png"] = "Rate against distortion, and sparsity against distortion: which trade each model and method makes."
+    if any(row.record["nelbo"] == row.record["nelbo"] for row in rows):
+        save(plot_gap(records), out / "gap.png")
+        captions["gap.png"] = "NELBO by method on the same frozen model; what the encoder loses against per-image optimization."
+    kls = {row.record["model"]: row.arrays["unit_kl"] for row in first if row.record["method"] == "amortized" and "unit_kl" in row.arrays}
+    if kls:
+        figure = new_figure(7.0, 4.5)
+        plot_active_curve(kls, figure.add_subplot())
+        save(figure, out / "active.png")
+        captions["active.png"] = "Fraction of latents in use, for every threshold one might choose."
+    histories = {name: config["history"] for name, row in trained.items() if (config := read_fit(row.trained)).get("history")}
+    if histories:
+        pixels = first[0].arrays["x"][0].numel()
+        save(plot_training(histories, offset=unit_scale_offset(pixels)), out / "training.png")
+        captions["training.png"] = "Training: the bound on training images, against steps and seconds."
+    return captions
+
+
+def _posteriors(out: Path, rows: Sequence[Row]) -> None:
+    folder = out / "posteriors"
+    folder.mkdir(exist_ok=True)
+    for row in rows:
+        name = f"{row.record['model']}-{row.record['method']}-seed{row.record['seed']}.nc"
+        with atomic_file(folder / name) as temporary:
+            shutil.copyfile(row.inferred / "posterior.nc", temporary)
+
+
+def _markdown(rows: Sequence[Row], figures: dict[str, str], budget: str) -> str:
+    lines = summarize(rows)
+    heads = list(lines[0])
+    table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *("| " + " | ".join(line.values()) + " |" for line in lines)]
+    seeds = sorted({row.record["seed"] for row in rows})
+    parts = [
+        "# Comparison of ways of inference", "",
+        f"Data {rows[0].record['data']}, budget {budget}, {len(rows[0].arrays['mse'])} held-out images, "
+        f"seeds {', '.join(map(str, seeds))}. "
+        "Models were trained with the amortized guide and then frozen: rows of one model differ in inference alone. "
+        + ("Numbers are mean ± standard deviation over seeds." if len(seeds) > 1 else "One seed: no spread over seeds."), "",
+        *table, "", *(f"- **{name}**: {definition(name)}" for name in SHOWN), "",
+        "`table.csv` has all columns for every seed; `posteriors/` the posteriors of the first images, to be opened with "
+        "`arviz.from_netcdf`.", ""]
+    for name, caption in figures.items():
+        parts += [f"![{caption}]({name})", "", caption, ""]
+    return "\n".join(parts)
