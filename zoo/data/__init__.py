@@ -1,0 +1,40 @@
+"""Data sets by name: images as tensors, with labels and ground-truth factors where there are any."""
+
+from importlib import import_module
+from typing import Any
+
+from zoo.registry import Registry
+
+__all__ = ["Data", "Dataset", "load", "registry"]
+
+registry = Registry("data", {
+    "patches": ("zoo.data.patches:patches", "whitened 16 × 16 patches of photographs that ship with scikit-learn and scikit-image"),
+    "van_hateren": ("zoo.data.van_hateren:van_hateren", "whitened patches of van Hateren's natural images; fetched"),
+    "olshausen": ("zoo.data.olshausen:olshausen", "whitened patches of Olshausen and Field's ten images; fetched"),
+    "mnist": ("zoo.data.digits:mnist", "handwritten digits, 28 × 28, in [0, 1], with labels; fetched"),
+    "digits": ("zoo.data.digits:digits", "handwritten digits, 8 × 8, in [0, 1], with labels; ships with scikit-learn"),
+    "omniglot": ("zoo.data.omniglot:omniglot", "handwritten characters of five alphabets, 28 × 28, in [0, 1]; fetched"),
+})
+
+
+def load(name: str, **options: Any) -> Any:
+    """The data set ``name`` as a :class:`Dataset`.
+
+    Arguments:
+        name: A name in :data:`registry`; what follows a slash (``"family/member"``) is passed to the loader first.
+        options: The loader's own.
+
+    Raises:
+        ValueError: for an unknown name or an option out of range.
+        FileNotFoundError: if a file is missing from ``ZOO_DATA``.
+        OSError: if a file cannot be fetched, is damaged, or cannot be stored.
+    """
+    family, _, member = name.partition("/")
+    loader = registry[family]
+    return loader(member, **options) if member else loader(**options)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Data", "Dataset"):
+        return getattr(import_module("zoo.data.base"), name)
+    raise AttributeError(f"module 'zoo.data' has no attribute {name!r}")

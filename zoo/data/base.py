@@ -1,0 +1,93 @@
+"""What every data set is: images ``x`` with, where known, ``labels`` and ``factors``, in a training and a test part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Data", "Dataset"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images and what is known of them.
+
+    Attributes:
+        x: Images ``(n, channels, height, width)``.
+        labels: Class of each image ``(n,)``, or None.
+        factors: Ground-truth causes ``{name: (n,)}``, or None.
+
+    Raises:
+        ValueError: for no images, values that are not finite, or labels or factors of another length.
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+    factors: dict[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.x.dim() != 4:
+            raise ValueError(f"images must be (n, channels, height, width), not {tuple(self.x.shape)}")
+        if len(self.x) == 0:
+            raise ValueError("there are no images")
+        finite = torch.isfinite(self.x).flatten(1).all(1)
+        if not finite.all():
+            raise ValueError(f"image {int((~finite).nonzero()[0])} has values that are not finite")
+        for name, values in self._columns():
+            if len(values) != len(self.x):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.x)} images")
+
+    def _columns(self) -> Iterator[tuple[str, Tensor]]:
+        if self.labels is not None:
+            yield "labels", self.labels
+        yield from (self.factors or {}).items()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return tuple(self.x.shape[1:])
+
+    def __getitem__(self, index: slice | Tensor) -> Data:
+        """The images at ``index`` (a slice, a mask or indices) with all that belongs to them."""
+        factors = None if self.factors is None else {name: values[index] for name, values in self.factors.items()}
+        return Data(self.x[index], None if self.labels is None else self.labels[index], factors)
+
+    def to(self, device: str | torch.device) -> Data:
+        """The same on ``device``."""
+        factors = None if self.factors is None else {name: values.to(device) for name, values in self.factors.items()}
+        return Data(self.x.to(device), None if self.labels is None else self.labels.to(device), factors)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set with images to learn from and images held out.
+
+    Attributes:
+        name: Its name in ``zoo list``.
+        train, test: The two parts; ``about`` says how they were split.
+        about: What the numbers are, in a sentence or two.
+    """
+
+    name: str
+    train: Data
+    test: Data
+    about: str
+
+    def __post_init__(self) -> None:
+        if self.train.event_shape != self.test.event_shape:
+            raise ValueError(f"training images {self.train.event_shape} and test images {self.test.event_shape} differ in shape")
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.train.event_shape
+
+    def to(self, device: str | torch.device) -> Dataset:
+        """The same on ``device``."""
+        return Dataset(self.name, self.train.to(device), self.test.to(device), self.about)

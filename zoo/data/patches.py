@@ -1,0 +1,45 @@
+"""Patches of the photographs that ship inside scikit-learn and scikit-image: natural images with nothing to fetch.
+
+Few pictures, some of textures and of things people made: demonstration data, not the benchmark.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zoo.data.base import Dataset
+from zoo.data.cutting import box_average, patch_dataset
+
+__all__ = ["TEST", "TRAIN", "patches", "photograph"]
+
+TRAIN = ("flower", "grass", "gravel", "brick", "astronaut", "coffee", "rocket", "motorcycle")
+TEST = ("china", "camera", "cat")  # whole pictures held out: a temple among trees, an outdoor scene, an animal
+
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of red, green and blue (ITU-R BT.709)
+
+
+def patches(n_train: int = 40_000, n_test: int = 4_000, size: int = 16, seed: int = 0, zscore: str | None = "patch", f0: float = 0.4,
+            as_published: bool = False) -> Dataset:
+    """Whitened patches ``(n, 1, size, size)``; colour pictures are averaged over 2 × 2 pixels first, which removes JPEG's blocks.
+
+    Arguments are those of :func:`zoo.data.cutting.patch_dataset`.
+    """
+    return patch_dataset(
+        "patches", [photograph(name) for name in TRAIN], [photograph(name) for name in TEST], n_train=n_train, n_test=n_test, size=size,
+        seed=seed, zscore=zscore, f0=f0, as_published=as_published,
+        about=f"whitened patches; training pictures {', '.join(TRAIN)}; held-out pictures {', '.join(TEST)}")
+
+
+def photograph(name: str) -> np.ndarray:
+    """Luminance of an embedded photograph, ``(height, width)``; colour pictures at half their resolution."""
+    from skimage import data as skimage_data
+    from sklearn.datasets import load_sample_image
+
+    if name in ("china", "flower"):
+        image = load_sample_image(f"{name}.jpg")
+    elif name == "motorcycle":
+        image = skimage_data.stereo_motorcycle()[0]
+    else:
+        image = getattr(skimage_data, name)()
+    image = np.asarray(image, dtype=np.float64)
+    return box_average(image @ LUMINANCE) if image.ndim == 3 else image
