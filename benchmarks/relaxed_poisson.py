@@ -13,7 +13,7 @@ Three spreads of log-rates, all with a highest rate of 200, where models cap the
 - ``moderate``: N(−1.5, 1.4²); rates of 0.6 on average.
 - ``trained``: log-rates of such a VAE after a short run of the loop below on patches of random discs, stretched.
 
-Run:  python benchmarks/relaxed_poisson.py [--device cuda] [--images 1000] [--pairs 3]
+Run:  python benchmarks/relaxed_poisson.py [--device cuda] [--images 1000] [--pairs 3] [--threads 1]
 """
 
 from __future__ import annotations
@@ -223,8 +223,10 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.05, 1.0])
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     shape = options.images, options.latents
     spreads = {

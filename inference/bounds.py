@@ -6,8 +6,9 @@ estimator with a leave-one-out baseline. ``exact``: the expectation itself, for 
 :math:`\log \frac1S \sum_s p(x, z_s)/q(z_s)` (Burda et al. 2016), with VIMCO's baselines (Mnih & Rezende 2016) where samples
 are not reparameterized.
 
-Pyro's ``TraceMeanField_ELBO`` gives the same ``elbo`` (a test holds the two together) but scores every latent under prior and
-posterior even where the closed form makes that useless, which for relaxed counts costs more than the step itself.
+Programs of the zoo are walked once, guide and model together, and scored from the families' own parameters; any other pair of Pyro
+programs is traced and replayed. Both give what Pyro's ``TraceMeanField_ELBO`` gives (tests hold the three together), which
+scores every latent under prior and posterior even where the closed form makes that useless.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from inference.density import count
+from zoo.latents.base import Family
 
 __all__ = ["Bound", "OBJECTIVES", "elbo", "exact_elbo", "iwae"]
 
@@ -56,18 +58,10 @@ def elbo(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0, part
     Raises:
         ValueError: if guide and model disagree about their latent sites.
     """
-    q_sites, p_sites, log_likelihood = _run(model, guide, x, particles)
-    kl = torch.zeros((), dtype=x.dtype, device=x.device)
-    log_q_score = None
-    same_order = list(q_sites) == [name for name in p_sites if name in q_sites]
-    for name, q_site in q_sites.items():
-        q, p, z = q_site["fn"], p_sites[name]["fn"], q_site["value"]
-        # The closed form is only right while each q depends on no latent drawn after it: a guide that walks in the model's order.
-        divergence = _closed_form(q, p) if same_order else None
-        kl = kl + (q.log_prob(z) - p.log_prob(z) if divergence is None else divergence)
-        if not q.has_rsample:
-            log_q = q.log_prob(z)
-            log_q_score = log_q if log_q_score is None else log_q_score + log_q
+    if particles < 1:
+        raise ValueError(f"particles must be at least 1, not {particles}")
+    parts = _walk if hasattr(guide, "delta") and hasattr(model, "observation") else _trace
+    log_likelihood, kl, log_q_score = parts(model, guide, x, particles)
     bound = log_likelihood - beta * kl
     kl = kl.expand_as(bound)
     surrogate = bound
@@ -118,6 +112,8 @@ def iwae(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0, part
     """
     if beta != 1.0:
         raise ValueError(f"the importance-weighted bound has no KL term to weigh by beta = {beta}; use beta = 1")
+    if particles < 1:
+        raise ValueError(f"particles must be at least 1, not {particles}")
     q_sites, p_sites, log_likelihood = _run(model, guide, x, particles)
     log_weight, log_q_score = log_likelihood, None
     for name, q_site in q_sites.items():
@@ -146,10 +142,45 @@ def log_mean_exp(log_weight: Tensor) -> Tensor:
     return log_weight.logsumexp(0) - torch.log(torch.tensor(float(len(log_weight)), dtype=log_weight.dtype))
 
 
+def _walk(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log p(x | z), KL and log q of the sites that are not reparameterized, in one walk of a zoo model with its guide."""
+    deltas = guide.delta(x)
+    divergences, scores = [], []
+
+    def draw(name: str, family: Family, prior: Tensor) -> Tensor:
+        params = family.posterior(prior, deltas[name])
+        q = guide.distribution(family, params)
+        shape = (particles,) if particles > 1 and q.batch_shape[: -1] == () else ()
+        z = q.rsample(shape) if q.has_rsample else q.sample(shape)
+        unit_kl = family.unit_kl(params, prior)
+        divergences.append(unit_kl.sum(-1) if unit_kl is not None else q.log_prob(z) - family.distribution(prior).log_prob(z))
+        if not q.has_rsample:
+            scores.append(q.log_prob(z))
+        return z
+
+    with pyro.validation_enabled(False):
+        latents = model.descend(draw, x)
+        log_likelihood = model.observation(model.decode(latents)).log_prob(x)
+    return log_likelihood, sum(divergences), sum(scores) if scores else None
+
+
+def _trace(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same from the traces of any two Pyro programs."""
+    q_sites, p_sites, log_likelihood = _run(model, guide, x, particles)
+    # The closed form is only right while each q depends on no latent drawn after it: a guide that walks in the model's order.
+    same_order = list(q_sites) == [name for name in p_sites if name in q_sites]
+    divergences, scores = [], []
+    for name, q_site in q_sites.items():
+        q, p, z = q_site["fn"], p_sites[name]["fn"], q_site["value"]
+        divergence = _closed_form(q, p) if same_order else None
+        divergences.append(q.log_prob(z) - p.log_prob(z) if divergence is None else divergence)
+        if not q.has_rsample:
+            scores.append(q.log_prob(z))
+    return log_likelihood, sum(divergences), sum(scores) if scores else None
+
+
 def _run(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[dict, dict, Tensor]:
     """Traces the guide and the model replayed on it: latent sites of both, and log p(x | z), ``(N,)`` or ``(particles, N)``."""
-    if particles < 1:
-        raise ValueError(f"particles must be at least 1, not {particles}")
     if particles > 1:
         model, guide = _in_plate(model, particles), _in_plate(guide, particles)
     with pyro.validation_enabled(False):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]},
                   help="Perception as inference: generative models of vision as Pyro programs, with interchangeable inference.")
 
 Plugin = Annotated[list[Path] | None, typer.Option(help="Python file that registers families, guides, … of your own; repeatable.")]
@@ -102,7 +103,8 @@ def compare(
             data, _names(models), _names(methods), seed_list, budget=budget, out=out, latents=latents, decoder=decoder, encoder=encoder,
             objective=objective, trained=trained or (), device=device, progress=not quiet)
     console, table = Console(), shown(result.rows, budget)
-    console.width = max(console.width, console.measure(table).maximum)  # a number cut short is worse than a wrapped line
+    needed = Console(width=400).measure(table).maximum
+    console.width = max(console.width, needed)  # a wrapped line is better than a number cut short
     console.print(table)
     console.print(f"\nIn {out}: report.md (open this), table.csv, figures, posteriors/", highlight=False)
 

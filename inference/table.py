@@ -80,9 +80,8 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 def shown(rows: Sequence[Row], budget: str) -> Any:
     """The summary as a rich table, with what the numbers mean below it."""
-    from rich.table import Table
-
     from rich.box import SIMPLE_HEAD
+    from rich.table import Table
 
     lines = summarize(rows)
     table = Table(title=f"{rows[0].record['data']}: {len(rows[0].arrays['mse'])} held-out images, budget {budget}", box=SIMPLE_HEAD,

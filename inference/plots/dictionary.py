@@ -39,9 +39,9 @@ def plot_dictionary(weight: Any, event_shape: Sequence[int], unit_kl: Any = None
         ValueError: for shapes that do not fit, or numbers that are not finite.
     """
     weight, order, kl = _check(weight, event_shape, unit_kl)
-    shown = order if count is None else order[:count]
-    if len(shown) == 0:
+    if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
+    shown = order[:count]
     tiles = side_by_side(weight.T[shown], event_shape)
     tiles = tiles / np.nanmax(np.abs(tiles), axis=(1, 2), keepdims=True).clip(min=np.finfo(float).tiny)
     active = len(shown) if kl is None else int((kl[shown] > ACTIVE_KL).sum())
@@ -80,8 +80,8 @@ def _check(weight: Any, event_shape: Sequence[int], unit_kl: Any) -> tuple[np.nd
 def _columns(count: int, height: int, width: int) -> int:
     """Tiles in a row: about 3 : 2 in all, with few places left empty at the end."""
     ideal = math.sqrt(1.5 * count * height / width)
-    near = range(max(1, math.ceil(0.8 * ideal)), max(1, math.floor(1.25 * ideal)) + 1)
-    return min(count, min(near, key=lambda columns: (-count % columns / columns + abs(columns - ideal) / ideal)))
+    near = range(max(1, math.floor(0.8 * ideal)), math.ceil(1.25 * ideal) + 1)
+    return min(count, min(near, key=lambda columns: -count % columns / columns + abs(columns - ideal) / ideal))
 
 
 def _mosaic(tiles: np.ndarray, active: int, space: int) -> tuple[np.ndarray, np.ndarray, float | None]:

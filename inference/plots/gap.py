@@ -23,7 +23,7 @@ def plot_gap(records: Sequence[Mapping[str, Any]], *, title: str | None = None) 
 
     Arguments:
         records: Rows of the comparison's table with ``data``, ``model``, ``method``, ``seed`` and ``nelbo`` (nats per image), and
-            perhaps ``gap`` and ``gap_se``; one row of panels for each data set.
+            perhaps ``gap`` and ``gap_se`` (a paired difference and its standard error over images); one row of panels for each data set.
         title: Title of the figure.
 
     Left: mean over seeds, error bars ± one standard deviation over seeds. Right: the gap of :func:`amortization_gap` with its

@@ -31,7 +31,7 @@ def plot_training(histories: Mapping[str, Sequence[Mapping[str, float]]], *, off
         title: Title of the figure.
 
     The steps in which the weight β of the KL still rises are shaded; on each curve a dot marks where it has reached its end. The
-    vertical axis is cut where the curves have fallen to a tenth of the way up, so that the end can be read.
+    vertical axis starts at the curves' highest value after a tenth of the rows, so that the end can be read.
 
     Raises:
         ValueError: if there is no history, one is empty, or a row lacks a column.
@@ -70,7 +70,7 @@ def _curve(label: str, rows: Any, offset: float) -> tuple[list[float], list[floa
     if not rows or missing:
         raise ValueError(f"history {label!r} is empty" if not rows else f"rows of history {label!r} lack {', '.join(missing)}")
     beta = [row.get("beta", 1.0) for row in rows]
-    warm = next(i for i, value in enumerate(beta) if value == beta[-1])
+    warm = next(i for i, value in enumerate(beta) if value == beta[-1] or i == len(beta) - 1)
     return [row["step"] for row in rows], [row["seconds"] for row in rows], [-row["elbo"] - offset for row in rows], warm
 
 

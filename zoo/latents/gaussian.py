@@ -46,6 +46,12 @@ class Gaussian(Family):
     def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
         return prior + bound_log_scale(delta)
 
+    def unit_kl(self, q: Tensor, p: Tensor) -> Tensor:
+        """KL of two Normals, from the log-scales as they are."""
+        (loc_q, log_q), (loc_p, log_p) = q.unbind(-2), p.unbind(-2)
+        log_ratio = log_q - log_p
+        return 0.5 * ((2.0 * log_ratio).exp() + ((loc_q - loc_p) * (-log_p).exp()).square() - 1.0) - log_ratio
+
     def code(self, z: Tensor) -> Tensor:
         if self.activation == "relu":
             return z.relu()

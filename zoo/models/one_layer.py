@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.latents.base import Family
+from zoo.models.normal_image import NormalImage
 from zoo.networks.lin import LinearDecoder
 
 __all__ = ["OneLayer", "UNIT_SCALE"]
@@ -86,7 +86,7 @@ class OneLayer(nn.Module):
 
     def observation(self, mean: Tensor) -> Distribution:
         """The likelihood for images of this mean."""
-        return dist.Normal(mean, self.scale).to_event(len(self.event_shape))
+        return NormalImage(mean, self.scale, len(self.event_shape))
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: conditions on images ``x`` of shape ``(N, *event_shape)``, or draws ``size`` images from the prior."""

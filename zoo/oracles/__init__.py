@@ -8,5 +8,5 @@ from zoo.oracles.enumerable import Enumerable, Mixture, enumerable_poisson, fixt
 from zoo.oracles.likelihood import likelihood_constant
 from zoo.oracles.linear import LinearGaussian, linear_gaussian
 
-__all__ = ["Enumerable", "LinearGaussian", "Mixture", "enumerable_poisson", "fixture_image", "likelihood_constant", "linear_gaussian",
-           "mixture", "poisson_fixture"]
+__all__ = ["Enumerable", "LinearGaussian", "Mixture", "enumerable_poisson", "fixture_image", "likelihood_constant",
+           "linear_gaussian", "mixture", "poisson_fixture"]

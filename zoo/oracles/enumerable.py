@@ -1,6 +1,6 @@
 r"""Discrete latents with few states: evidence and posterior by summing over all of them.
 
-:math:`p(x) = \sum_z p(z)\,p(x \mid z)` over states :math:`z`: all counts up to a stated highest one, or the components of a mixture.
+:math:`p(x) = \sum_z p(z)\,p(x \mid z)` over states :math:`z`: all counts up to a stated highest one, or a mixture's components.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def enumerable_poisson(weight: Tensor, rates: Tensor, event_shape: tuple[int, ..
     states = torch.cartesian_prod(*[counts] * units).reshape(-1, units)
     decoder = LinearDecoder(units, event_shape)
     decoder.weight = nn.Parameter(weight.clone())
-    return Enumerable(states, Poisson(), units, decoder, event_shape, prior=rates.log().unsqueeze(0), learn_prior=False, scale=scale)
+    return Enumerable(states, Poisson(), units, decoder, event_shape, prior=rates.log().unsqueeze(0), learn_prior=False,
+                      scale=scale)
 
 
 def poisson_fixture() -> Enumerable:

@@ -1,8 +1,9 @@
 r"""Normal latents under a linear decoder: probabilistic PCA with a full basis (Tipping & Bishop 1999), all of it in closed form.
 
-With :math:`x \mid z \sim N(\Phi z + b, \Sigma)` and a prior :math:`N(m, S)`, both covariances diagonal, the posterior's precision is
-:math:`\Lambda = S^{-1} + \Phi^\top \Sigma^{-1} \Phi` for every image, its mean :math:`m + \Lambda^{-1} \Phi^\top \Sigma^{-1} r` with
-:math:`r = x - \Phi m - b`. By the matrix inversion lemma only Λ, ``(K, K)``, is ever factored.
+With :math:`x \mid z \sim N(\Phi z + b, \Sigma)` and a prior :math:`N(m, S)`, both covariances diagonal, the posterior's precision
+is :math:`\Lambda = S^{-1} + \Phi^\top \Sigma^{-1} \Phi` for every image, and its mean
+:math:`m + \Lambda^{-1} \Phi^\top \Sigma^{-1} r` with :math:`r = x - \Phi m - b`. By the matrix inversion lemma only Λ, ``(K, K)``,
+is ever factored.
 """
 
 from __future__ import annotations
