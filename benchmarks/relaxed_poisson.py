@@ -6,7 +6,7 @@ depends neither on rates nor on temperature, so the other rows are set against i
 backward hold at once beyond the log-rates, in multiples of the output's bytes: it includes the rates, the sample, the saved
 derivative and both gradients.
 
-Three spreads of log-rates, all with a highest rate of 200, where models cap them:
+Three spreads of log-rates, capped at a rate of 200 as models cap them (the highest drawn is 100 to 200):
 
 - ``sparse``: N(−4.9, 2.1²). A linear Poisson VAE (exact objective, K = 512), after one epoch on whitened 16×16 patches of van
   Hateren's images, was found at about N(−4.9, 1.6²), 1 % above −1.25 and a highest rate of 8; this is wider.

@@ -15,7 +15,7 @@ MNIST = {"epochs": 1200, "batch_size": 200, "lr": 2e-3, "warmup": 5 / 1200, "res
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "smoke": {"steps": 60, "batch_size": 250, "lr": 1e-2, "warmup": 0.1},
-    "default": {"steps": 2500, "batch_size": 250, "lr": 5e-3, "warmup": 0.02, "beta_warmup": 0.2, "anneal": 0.5},
+    "default": {"steps": 4000, "batch_size": 250, "lr": 1e-2, "warmup": 0.02, "beta_warmup": 0.2},
     "paper": PATCHES,
 }
 

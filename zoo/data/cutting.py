@@ -14,7 +14,7 @@ from zoo.data.whiten import whiten
 __all__ = ["box_average", "patch_dataset"]
 
 BORDER = 8  # pixels at the edge that the filter's wrap-around reaches
-QUIET = 0.1  # patches with less than this standard deviation, the photograph's being 1, are blank
+QUIET = 0.5  # patches with less than this standard deviation, the photograph's being 1, are blank: sensor noise and nothing else
 
 
 def box_average(image: np.ndarray, factor: int = 2) -> np.ndarray:

@@ -68,7 +68,7 @@ def _check_sites(sites: dict[str, dict], x: Tensor) -> None:
         plates = {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
         expect("data" in plates, f'the site "{name}" lies outside the plate "data"')
         expect(plates["data"].dim == -1 and plates["data"].size == len(x),
-               f'the plate "data" must be at dim −1 with size {len(x)}, the number of images, not at dim {plates["data"].dim} with '
+               f'the plate "data" must be at dim -1 with size {len(x)}, the number of images, not at dim {plates["data"].dim} with '
                f'size {plates["data"].size}')
         expect(tuple(site["fn"].batch_shape) == (len(x),),
                f'the site "{name}" must have batch shape ({len(x)},), not {tuple(site["fn"].batch_shape)}: what belongs to one '
