@@ -1,10 +1,8 @@
-"""A prior of one's own: spike counts that vary more than a Poisson's, with a variance of mean + mean² / shape.
-
-Use it by its name once this file is imported, or with ``--plugin my_prior.py`` on the command line.
-"""
+"""A prior of one's own: spike counts that vary more than a Poisson's, with variance mean + mean² / shape."""
 
 import pyro.distributions as dist
 from torch.distributions.kl import register_kl
+from torch.nn.functional import logsigmoid
 
 import zoo
 from zoo.latents.relaxed.gumbel import RelaxedCount
@@ -26,14 +24,14 @@ class NegativeBinomial(zoo.latents.Family):
         return RelaxedCount(self._counts(params), temperature).to_event(1)
 
     def _counts(self, params):
-        log_odds = params.squeeze(-2) - params.new_tensor(self.shape).log()
-        return dist.NegativeBinomial(params.new_tensor(self.shape), logits=log_odds)
+        shape = params.new_tensor(self.shape)
+        return dist.NegativeBinomial(shape, logits=params.squeeze(-2) - shape.log())
 
 
 @register_kl(dist.NegativeBinomial, dist.NegativeBinomial)
-def kl_of_one_shape(q, p):
+def same_shape_kl(q, p):
     if not (q.total_count == p.total_count).all():
-        raise NotImplementedError("no closed form between different shapes")
-    # Σ q log(q / p) with log q(z) = shape · log σ(−logits) + z · log σ(logits) + what both share
-    none_q, none_p = (-q.logits).sigmoid().log(), (-p.logits).sigmoid().log()
-    return q.total_count * (none_q - none_p) + q.mean * (none_q + q.logits - none_p - p.logits)
+        raise NotImplementedError("there is no closed form between different shapes")
+    more_failures = logsigmoid(-q.logits) - logsigmoid(-p.logits)
+    more_successes = logsigmoid(q.logits) - logsigmoid(p.logits)
+    return q.total_count * more_failures + q.mean * more_successes

@@ -16,6 +16,7 @@ from zoo.latents.categorical import Categorical
 from zoo.latents.gaussian import Gaussian
 from zoo.latents.poisson import Poisson
 from zoo.latents.relaxed.arrival import RelaxedPoisson
+from zoo.latents.support import support_kind
 from zoo.testing import check_family, check_model
 from zoo.testing.laws import covariance_of, law_of, one_by_one
 
@@ -23,8 +24,14 @@ from zoo.testing.laws import covariance_of, law_of, one_by_one
 
 def test_the_example_prior_conforms_and_is_known_by_name():
     assert zoo.latents.registry["negative_binomial"] is my_prior.NegativeBinomial
-    for shape in (0.7, 2.0, 9.0):
+    for shape in (0.7, 9.0):
         check_family(my_prior.NegativeBinomial(shape))
+
+
+def test_the_example_prior_has_the_mean_and_variance_it_tells_of():
+    mean, variance = my_prior.NegativeBinomial(3.0).moments(torch.tensor([[0.5, 2.0, 7.0]]).log())
+    torch.testing.assert_close(mean, torch.tensor([0.5, 2.0, 7.0]))
+    torch.testing.assert_close(variance, mean + mean.square() / 3)
 
 
 def test_the_example_prior_has_no_closed_form_between_shapes():
@@ -33,20 +40,23 @@ def test_the_example_prior_has_no_closed_form_between_shapes():
         torch.distributions.kl_divergence(few, many)
 
 
-@pytest.mark.parametrize("objective", ["elbo", "exact"])
-def test_the_example_prior_is_fitted_inferred_and_scored(objective):
+@pytest.mark.parametrize("name", zoo.latents.registry)
+def test_every_prior_is_fitted_inferred_and_scored(name, unchanged_generator):
     torch.manual_seed(0)
     x = torch.randn(200, 1, 3, 4) @ torch.randn(4, 4)
-    model = zoo.build("negative_binomial", (1, 3, 4), latents=8)
+    model = zoo.build(name, (1, 3, 4), latents=8)
     guide = guides.build("amortized", model, encoder="lin")
-    history = inference.fit(model, guide, x, objective=objective, steps=120, batch_size=200, lr=0.02, log_every=20, progress=False)
-    assert history.column("elbo")[-1] > history.column("elbo")[0] + 1
+    before = inference.score(model, x, inference.infer(model, x, guide=guide, draws=5)).values
+    with unchanged_generator():
+        inference.fit(model, guide, x, steps=120, batch_size=200, lr=0.02, progress=False)
+    after = inference.score(model, x, inference.infer(model, x, guide=guide, draws=5)).values
+    assert after["elbo"] > before["elbo"] + 0.5  # exact draws: a twin that only fits its own relaxed samples would not do
+    discrete = support_kind(model.family.distribution(model.prior).support) != "real"
     for method in ("amortized", "local", "map"):
         posterior = inference.infer(model, x[:5], method, guide=guide, draws=10)
         z = posterior.samples["z"]
-        assert z.shape[2:] == (5, 8) and (z >= 0).all() and (z == z.round()).all()
-    scores = inference.score(model, x[:5], inference.infer(model, x[:5], guide=guide, draws=10))
-    assert scores.values["elbo"] == scores.values["elbo"] and scores.unit_kl.shape == (8,)
+        assert z.shape[2:] == (5, 8) and z.isfinite().all()
+        assert not discrete or ((z >= 0).all() and (z == z.round()).all())
 
 
 # -- the truth that families are held to
