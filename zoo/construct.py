@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,33 +37,51 @@ def build(name: str, data: Any = None, *, latents: int = 512, decoder: str = "li
     Raises:
         ValueError: for an unknown name, an option that the family does not have, or no data where the model needs it.
     """
+    settings = {"latents": latents, "decoder": decoder, "learn_prior": learn_prior, "scale": scale, "learn_scale": learn_scale,
+                "decoder_bias": decoder_bias, "init_scale": init_scale, "seed": seed}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if name not in families.registry:
-            if name not in models.registry:
-                known = ", ".join([*families.registry, *models.registry])
-                raise ValueError(f"unknown model {name!r}; known are: {known}")
-            return models.registry[name](**options)
-        if data is None:
-            raise ValueError(f"the model {name!r} needs data (or an event shape) to know the size of its images")
-        if latents < 1:
-            raise ValueError(f"latents must be at least 1, not {latents}")
-        event_shape = tuple(getattr(data, "event_shape", data))
-        family = _family(name, options)
-        model = OneLayer(
-            family, latents, networks.decoder(decoder, latents, event_shape, bias=decoder_bias, init_scale=init_scale),
-            event_shape, prior=family.initial_prior(latents), scale=scale, learn_scale=learn_scale,
-            learn_prior=family.learn_prior if learn_prior is None else learn_prior)
-    model.built_with = {
-        "name": name, "event_shape": event_shape, "latents": latents, "decoder": decoder, "learn_prior": learn_prior,
-        "scale": scale, "learn_scale": learn_scale, "decoder_bias": decoder_bias, "init_scale": init_scale, "seed": seed, **options}
+        if name in families.registry:
+            return _one_layer(name, data, settings, options)
+        if name in models.registry:
+            defaults = inspect.signature(build).parameters
+            given = {key: value for key, value in settings.items() if value != defaults[key].default}
+            return _named(name, data, given | options)
+    raise ValueError(f"unknown model {name!r}; known are: {', '.join([*families.registry, *models.registry])}")
+
+
+def _one_layer(name: str, data: Any, settings: dict[str, Any], options: dict[str, Any]) -> OneLayer:
+    if data is None:
+        raise ValueError(f"the model {name!r} needs data (or an event shape) to know the size of its images")
+    if settings["latents"] < 1:
+        raise ValueError(f"latents must be at least 1, not {settings['latents']}")
+    event_shape = tuple(getattr(data, "event_shape", data))
+    kind, units = families.registry[name], settings["latents"]
+    _check_options(f"the family {name!r}", kind, options)
+    family = kind(**options)
+    learn_prior = family.learn_prior if settings["learn_prior"] is None else settings["learn_prior"]
+    decoder = networks.decoder(settings["decoder"], units, event_shape, bias=settings["decoder_bias"], init_scale=settings["init_scale"])
+    model = OneLayer(family, units, decoder, event_shape, prior=family.initial_prior(units), learn_prior=learn_prior,
+                     scale=settings["scale"], learn_scale=settings["learn_scale"])
+    model.built_with = {"name": name, "event_shape": event_shape, **settings, **options}
     return model
 
 
-def _family(name: str, options: dict[str, Any]) -> families.Family:
-    kind = families.registry[name]
-    accepted = [parameter for parameter in inspect.signature(kind).parameters]
+def _named(name: str, data: Any, options: dict[str, Any]) -> nn.Module:
+    """A model of the registry; the shape of the data is passed on where it takes one."""
+    factory = models.registry[name]
+    _check_options(f"the model {name!r}", factory, options)
+    event_shape = None if data is None else tuple(getattr(data, "event_shape", data))
+    shaped = {"event_shape": event_shape} if event_shape and "event_shape" in inspect.signature(factory).parameters else {}
+    model = factory(**options, **shaped)
+    if event_shape and tuple(model.event_shape) != event_shape:
+        raise ValueError(f"the model {name!r} is of images {tuple(model.event_shape)}, not {event_shape}")
+    model.built_with = {"name": name, "event_shape": tuple(model.event_shape), **options}
+    return model
+
+
+def _check_options(what: str, builder: Callable, options: dict[str, Any]) -> None:
+    accepted = list(inspect.signature(builder).parameters)
     unknown = [option for option in options if option not in accepted]
     if unknown:
-        raise ValueError(f"the family {name!r} has no option {', '.join(unknown)}; it accepts: {', '.join(accepted) or 'none'}")
-    return kind(**options)
+        raise ValueError(f"{what} has no option {', '.join(unknown)}; it accepts: {', '.join(accepted) or 'none'}")

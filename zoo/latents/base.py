@@ -60,16 +60,21 @@ class Family:
         distribution = self.distribution(params)
         return distribution.mean, distribution.variance
 
-    def decoded_variance(self, params: Tensor, weight: Tensor) -> Tensor:
+    def decoded_variance(self, params: Tensor, weight: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
         r"""Total variance of a linear decoding, :math:`\mathrm{tr}(\Phi\,\mathrm{Cov}[z]\,\Phi^\top)`, of shape ``(…)``.
 
         Arguments:
             weight: The decoder's matrix Φ, ``(D, K)``.
+            moments: What :meth:`moments` says of ``params``, if it is at hand.
         """
-        return self.moments(params)[1] @ weight.square().sum(0)
+        _, variance = self.moments(params) if moments is None else moments
+        return variance @ weight.square().sum(0)
 
     def unit_kl(self, q: Tensor, p: Tensor) -> Tensor | None:
-        """KL divergence of each unit in nats, ``(…, K)``; sums to the whole KL. None where there is no closed form."""
+        """KL divergence of each unit in nats, ``(…, K)``; sums to the whole KL. None where there is no closed form.
+
+        ``(…, 1)`` for a family whose units are not independent and which does not say how to share the KL among them.
+        """
         q_units, p_units = self.distribution(q), self.distribution(p)
         try:
             if isinstance(q_units, Independent) and isinstance(p_units, Independent):

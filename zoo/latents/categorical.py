@@ -51,9 +51,9 @@ class Categorical(Family):
         probs = self._probs(params)
         return probs, probs * (1 - probs)
 
-    def decoded_variance(self, params: Tensor, weight: Tensor) -> Tensor:
+    def decoded_variance(self, params: Tensor, weight: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
         # Units of one group exclude each other: Cov = diag(p) − p pᵀ within the group.
-        probs = self._probs(params)
+        probs = self._probs(params) if moments is None else moments[0]
         columns = weight.unflatten(-1, (self.groups, -1)).permute(1, 2, 0)
         means = probs.unflatten(-1, (self.groups, 1, -1)) @ columns
         return probs @ weight.square().sum(0) - means.square().sum((-3, -2, -1))

@@ -7,10 +7,12 @@ latents, KL and samples stay Gaussian, and mean and variance of the *code* are t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution
 
 from zoo.latents.base import Family
@@ -44,7 +46,7 @@ class Gaussian(Family):
         return torch.stack([base.loc, base.scale.log()], dim=-2)
 
     def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
-        return prior + bound_log_scale(delta)
+        return residual(prior, delta)
 
     def unit_kl(self, q: Tensor, p: Tensor) -> Tensor:
         """KL of two Normals, from the log-scales as they are."""
@@ -72,7 +74,27 @@ class Gaussian(Family):
         return loc, scale.square()
 
 
-def bound_log_scale(delta: Tensor) -> Tensor:
-    """Keeps the second parameter's shift within ±5.3 by a tanh (``(…, 2, K)``); the first passes as it is."""
-    loc, log_scale = delta.unbind(-2)
-    return torch.stack([loc, LOG_SCALE_BOUND * torch.tanh(log_scale / LOG_SCALE_BOUND)], dim=-2)
+def residual(prior: Tensor, delta: Tensor) -> Tensor:
+    """``prior + delta`` for parameters ``(…, 2, K)``, the log-scale's shift kept within ±5.3 by a tanh."""
+    return _Residual.apply(prior, delta)
+
+
+class _Residual(torch.autograd.Function):
+    """Written out because stacking the two parameters again, forward and backward, is felt in a training step."""
+
+    @staticmethod
+    def forward(ctx: Any, prior: Tensor, delta: Tensor) -> Tensor:
+        params = prior + delta
+        bend = torch.tanh(delta[..., 1, :] / LOG_SCALE_BOUND)
+        torch.add(prior[..., 1, :], bend, alpha=LOG_SCALE_BOUND, out=params[..., 1, :])
+        ctx.save_for_backward(bend)
+        ctx.prior_shape = prior.shape
+        return params
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        bend, = ctx.saved_tensors
+        to_delta = gradient.clone()
+        to_delta[..., 1, :] *= 1.0 - bend.square()
+        return gradient.sum_to_size(ctx.prior_shape) if ctx.needs_input_grad[0] else None, to_delta

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from zoo.latents.base import Family
-from zoo.latents.gaussian import bound_log_scale
+from zoo.latents.gaussian import residual
 
 __all__ = ["Laplace"]
 
@@ -30,4 +30,4 @@ class Laplace(Family):
         return torch.stack([base.loc, base.scale.log()], dim=-2)
 
     def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
-        return prior + bound_log_scale(delta)
+        return residual(prior, delta)

@@ -113,10 +113,12 @@ class OneLayer(nn.Module):
         """
         if not self.linear:
             raise ValueError("the closed-form reconstruction needs a linear decoder (decoder='lin'); use objective 'elbo'")
-        mean, _ = self.family.moments(params["z"])
+        moments = self.family.moments(params["z"])
+        log_likelihood = self.observation(self.decoder(moments[0])).log_prob(x)
+        if self.scale.dim() == 0:
+            return log_likelihood - 0.5 * self.family.decoded_variance(params["z"], self.decoder.weight, moments) / self.scale.square()
         weight = self.decoder.weight / self.scale.reshape(-1, 1)
-        spread = self.family.decoded_variance(params["z"], weight)
-        return self.observation(self.decoder(mean)).log_prob(x) - 0.5 * spread
+        return log_likelihood - 0.5 * self.family.decoded_variance(params["z"], weight, moments)
 
 
 def _sample_prior(name: str, family: Family, prior: Tensor) -> Tensor:
