@@ -27,7 +27,7 @@ __all__ = ["Comparison", "choose_device", "compare"]
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"data_options": {"n_train": 2000, "n_test": 64}, "images": 64, "draws": 4, "k": 8, "keep": 16, "local_steps": 30},
     "default": {"data_options": {}, "images": 500, "draws": 20, "k": 100, "keep": 100, "local_steps": 300},
-    "paper": {"data_options": {"n_train": 80_000, "n_test": 20_000}, "images": 2000, "draws": 20, "k": 1000, "keep": 100,
+    "paper": {"data_options": {}, "images": 2000, "draws": 20, "k": 1000, "keep": 100,
               "local_steps": 1000},
 }
 SMOKE_LATENTS = 64

@@ -1,0 +1,46 @@
+"""The README says what is so: its two lines are there, its example prior is the tested file, its names exist."""
+
+import re
+from pathlib import Path
+
+import zoo
+from guides import registry as guides
+from inference.methods import registry as methods
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_two_lines_stand_below_their_markers():
+    for marker in ("compare", "test"):
+        assert re.search(rf"<!-- {marker} -->\n```bash\n[^\n]+\n```", README), marker
+
+
+def test_the_example_prior_is_the_file_that_is_tested():
+    assert any(block == (ROOT / "tests" / "my_prior.py").read_text() for block in blocks("python"))
+
+
+def test_files_it_links_exist():
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_its_python_example_runs_on_a_small_budget(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = next(block for block in blocks("python") if "inference.fit(" in block)
+    small = code.replace('load("patches")', 'load("patches", n_train=500, n_test=20)').replace("steps=4000", "steps=3")
+    small = small.replace("latents=512", "latents=16").replace("lr=1e-2)", "lr=1e-2, progress=False)")
+    assert small.count("\n") == code.count("\n") and "steps=3" in small
+    exec(compile(small, "README.md", "exec"), {})
+    assert (tmp_path / "posterior.nc").stat().st_size > 0
+
+
+def test_every_name_in_its_tables_is_registered():
+    for family in re.findall(r"^\| `(\w+)` \| ", README, flags=re.MULTILINE):
+        assert family in zoo.latents.registry or family in methods or family in guides, family
+    for data in ("patches", "digits", "mnist", "van_hateren", "olshausen", "omniglot"):
+        assert data in zoo.data.registry and f"`{data}`" in README
