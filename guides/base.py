@@ -2,14 +2,17 @@ r"""What every guide does: walk the model's latents top-down and draw each from 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.latents.base import Family
+from zoo.program import Adopted
 
-__all__ = ["Guide", "images_of"]
+__all__ = ["Guide", "center", "images_of"]
 
 
 class Guide(nn.Module):
@@ -42,7 +45,7 @@ class Guide(nn.Module):
 
         def keep(name: str, family: Family, prior: Tensor) -> Tensor:
             params[name] = family.posterior(prior, deltas[name])
-            return family.distribution(params[name]).mean
+            return center(family.distribution(params[name]))
 
         self.model.descend(keep, x)
         return params
@@ -54,12 +57,24 @@ class Guide(nn.Module):
         def draw(name: str, family: Family, prior: Tensor) -> Tensor:
             return pyro.sample(name, self.distribution(family, family.posterior(prior, deltas[name])))
 
-        with pyro.plate("data", len(x)):
+        # A program from outside the zoo enters its plate itself.
+        with nullcontext() if isinstance(self.model, Adopted) else pyro.plate("data", len(x)):
             return self.model.descend(draw, x)
 
     def distribution(self, family: Family, params: Tensor) -> Distribution:
         """The family's exact distribution, or its relaxed twin while the temperature is above 0."""
         return family.relaxed(params, self.temperature) if self.temperature > 0 else family.distribution(params)
+
+
+def center(distribution: Distribution) -> Tensor:
+    """A distribution's mean; for a transformed one, which tells none, its base's mean carried over (of one dimension: the median)."""
+    try:
+        return distribution.mean
+    except NotImplementedError:
+        value = distribution.base_dist.mean
+        for transform in distribution.transforms:
+            value = transform(value)
+        return value
 
 
 def images_of(data: object) -> Tensor:

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from guides.base import images_of
+from guides.base import center, images_of
 from zoo.latents.base import Family
 from zoo.latents.support import support_kind
 
@@ -45,7 +45,7 @@ def start_values(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
     def keep(name: str, family: Family, prior: Tensor) -> Tensor:
         distribution = family.distribution(prior)
-        value = distribution.mean
+        value = center(distribution)
         kind = support_kind(distribution.support)
         if kind == "one_hot":
             value = nn.functional.one_hot(value.argmax(-1), value.shape[-1]).to(value.dtype)

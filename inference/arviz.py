@@ -26,9 +26,8 @@ def convert(posterior: Any) -> Any:
         stats["log_weight"] = posterior.log_weights.detach().cpu().numpy()
         dims["log_weight"] = ["image"]
     draws = next(iter(samples.values())).shape[:2]
-    for name, value in posterior.stats.items():
-        if value.dim() == 1 and len(value) == len(posterior):
-            stats[name] = value.detach().cpu().expand(*draws, -1).numpy()
-            dims[name] = ["image"]
+    for name, value in posterior.image_stats.items():
+        stats[name] = value.detach().cpu().expand(*draws, -1).numpy()
+        dims[name] = ["image"]
     attributes = {"method": posterior.method} | {key: str(value) for key, value in posterior.cost.items()}
     return arviz.from_dict(posterior=samples, sample_stats=stats or None, dims=dims, attrs=attributes)

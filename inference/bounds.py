@@ -67,9 +67,9 @@ def elbo(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0, part
     surrogate = bound
     if log_q_score is not None:
         surrogate = bound + log_q_score * (bound.detach() - _leave_one_out(bound.detach()))
+    count(bound)
     if particles > 1:
         bound, log_likelihood, kl, surrogate = (part.mean(0) for part in (bound, log_likelihood, kl, surrogate))
-    count(bound)
     return Bound(bound, log_likelihood, kl, surrogate)
 
 

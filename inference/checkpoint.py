@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,9 +21,13 @@ STATE = "training.safetensors"
 def save(folder: str | Path, model: nn.Module, guide: nn.Module | None = None, **about: Any) -> Path:
     """Writes ``model.safetensors``, ``guide.safetensors`` and ``config.json`` (how to build both again, and ``about``).
 
+    An older saved model in ``folder`` is replaced.
+
     Raises:
-        ValueError: if model or guide were not made by ``zoo.build`` and ``guides.build``, so that nobody could build them again.
+        ValueError: if model or guide were not made by ``zoo.build`` and ``guides.build``, so that nobody could build them again,
+            or if the folder holds other things, which replacing it would delete.
     """
+    check_free(folder)
     parts = {"model": model} if guide is None else {"model": model, "guide": guide}
     for kind, part in parts.items():
         if not hasattr(part, "built_with"):
@@ -35,6 +39,16 @@ def save(folder: str | Path, model: nn.Module, guide: nn.Module | None = None, *
             save_file(_contiguous(part.state_dict()), temporary / f"{kind}.safetensors")
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return Path(folder)
+
+
+def check_free(folder: str | Path) -> None:
+    """Raises ``ValueError`` if the folder holds anything but a saved model and the state of its training."""
+    folder = Path(folder)
+    own = {"config.json", "model.safetensors", "guide.safetensors", "training"}
+    others = sorted({path.name for path in folder.iterdir()} - own) if folder.is_dir() else []
+    if others or folder.is_file():
+        what = f"the folder {folder} holds {', '.join(others[:3])}" if others else f"{folder} is a file"
+        raise ValueError(f"{what}, which is not part of a saved model; choose an empty or a new folder")
 
 
 def load(folder: str | Path) -> tuple[nn.Module, nn.Module | None, dict[str, Any]]:
@@ -68,9 +82,13 @@ def exists(folder: str | Path) -> bool:
     return (Path(folder) / STATE).exists()
 
 
-def write(folder: str | Path, model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps: int,
-          rows: list[dict]) -> None:
-    """Writes all that :func:`resume` needs to go on as if nothing had happened: one file, replaced in one move."""
+def write(folder: str | Path, model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer, step: int,
+          settings: dict[str, Any], rows: list[dict]) -> None:
+    """Writes all that :func:`resume` needs to go on as if nothing had happened: one file, replaced in one move.
+
+    Arguments:
+        settings: What training was asked for, JSON-able; :func:`resume` must be given the same.
+    """
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     tensors |= {f"guide.{key}": value for key, value in guide.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -80,22 +98,28 @@ def write(folder: str | Path, model: nn.Module, guide: nn.Module, optimizer: tor
         tensors |= {f"rng.cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
     with atomic_file(Path(folder) / STATE) as temporary:
         save_file(_contiguous(tensors), temporary,
-                  metadata={"training": json.dumps({"step": step, "steps": steps, "rows": rows})})
+                  metadata={"training": json.dumps({"step": step, "settings": settings, "rows": rows})})
 
 
 def resume(folder: str | Path, model: nn.Module, guide: nn.Module, optimizer: torch.optim.Optimizer,
-           steps: int) -> tuple[int, list[dict]]:
+           settings: dict[str, Any]) -> tuple[int, list[dict]]:
     """Puts model, guide, optimizer and random generators back; returns the number of steps done and the history's rows.
 
     Raises:
-        ValueError: if the state is of a training of other length, or of another model or guide.
+        ValueError: if the file is damaged, or of a training with other settings, or of another model or guide.
     """
     path = Path(folder) / STATE
-    with safe_open(path, framework="pt") as file:
-        about = json.loads(file.metadata()["training"])
-    if about["steps"] != steps:
-        raise ValueError(f"{path} is of a training of {about['steps']} steps, not {steps}; choose another folder or remove it")
-    tensors = load_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["training"])
+        tensors = load_file(path)
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or no state of training ({error}); choose another folder or remove it") from error
+    there, here = about["settings"], json.loads(json.dumps(settings))
+    different = [f"{name} {there.get(name)} there, {here.get(name)} here" for name in here | there
+                 if there.get(name) != here.get(name)]
+    if different:
+        raise ValueError(f"{path} is of a training with other settings ({'; '.join(different)}); choose another folder or remove it")
     try:
         model.load_state_dict(_part(tensors, "model."))
         guide.load_state_dict(_part(tensors, "guide."))

@@ -55,6 +55,7 @@ def fit(
     import guides as guide_package
     import inference
     import zoo
+    from inference.checkpoint import check_free
     from inference.comparison import choose_device
     from inference.recipes import recipe
 
@@ -63,6 +64,7 @@ def fit(
         if epochs is not None:
             settings.pop("steps", None)
             settings["epochs"] = epochs
+        check_free(out)
         images = zoo.data.load(data)
         program = zoo.build(model, images, latents=latents, decoder=decoder, seed=seed)
         guide = guide_package.build("amortized", program, encoder=encoder, seed=seed)

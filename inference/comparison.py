@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import zoo
+from inference.bounds import OBJECTIVES
 from inference.cells import digest, fit_cell, infer_cell, read_fit
 from inference.methods import registry as methods_registry
 from inference.recipes import recipe
@@ -89,6 +90,14 @@ def compare(
     _check("models", models, [*zoo.latents.registry])
     _check("methods", methods, [*methods_registry])
     _check("seeds", seeds, None)
+    _check("decoders", [decoder], [*zoo.networks.decoders])
+    _check("encoders", [encoder], [*zoo.networks.encoders])
+    if objective is not None:
+        _check("objectives", [objective], [*OBJECTIVES])
+    if objective == "exact" and decoder != "lin":
+        raise ValueError(f"the objective 'exact' needs the decoder 'lin', not {decoder!r}")
+    if latents is not None and latents < 1:
+        raise ValueError(f"latents must be at least 1, not {latents}")
     if data.split("/")[0] not in zoo.data.registry:
         raise ValueError(f"unknown data {data!r}; known are: {', '.join(zoo.data.registry)}")
     settings = recipe(budget, data)

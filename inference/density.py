@@ -88,10 +88,15 @@ def log_joint(model: Callable, latents: dict[str, Tensor], x: Tensor) -> Tensor:
     return total
 
 
-def observation(model: Callable, latents: dict[str, Tensor], x: Tensor) -> Distribution:
-    """The law of the site ``"x"`` given the latents, batch shape ``(…, N)``: its mean is the reconstruction."""
+def observation(model: Callable, latents: dict[str, Tensor], x: Tensor | None, size: int | None = None) -> Distribution:
+    """The law of the site ``"x"`` given the latents, batch shape ``(…, N)``: its mean is the reconstruction.
+
+    Arguments:
+        x: Images, or None to run the program without them, for ``size`` images.
+    """
+    options = {} if size is None else {"size": size}
     with pyro.validation_enabled(False):
-        trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(x)
+        trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(x, **options)
     return trace.nodes["x"]["fn"]
 
 

@@ -40,7 +40,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
             path.replace(old)
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except OSError:
+                old.replace(path)
+                raise
             shutil.rmtree(old)
         else:
             temporary.replace(path)

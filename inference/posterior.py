@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.density import observation
 from inference.files import atomic_file
 
 __all__ = ["Posterior"]
@@ -24,7 +25,7 @@ class Posterior:
         samples: ``{site: (chain, draw, image, *event)}``; a point estimate has one chain and one draw.
         log_weights: Log importance weights ``(chain, draw, image)``, or None if every draw counts alike.
         params: Parameters of the variational posterior ``{site: (image, P, K)}``, or None if there is none.
-        stats: The method's own statistics, tensors by name; ``(image,)`` or ``(step,)``.
+        stats: The method's own statistics, tensors by name: ``(image,)``, or ``(step,)`` if the name ends in ``_trace``.
         cost: ``gradient_evaluations`` and ``evaluations`` per image, ``seconds`` (wall clock, all images) and ``device``.
     """
 
@@ -46,7 +47,15 @@ class Posterior:
 
     def predict(self, model: Callable) -> Tensor:
         """Mean image under the posterior, ``(image, *event_shape)``: the average of decoded draws, not the decoded mean."""
-        return self._average(model.decode(self.samples))
+        if hasattr(model, "decode"):
+            return self._average(model.decode(self.samples))
+        return self._average(observation(model, self.samples, None, size=len(self)).mean)
+
+    @property
+    def image_stats(self) -> dict[str, Tensor]:
+        """Those of :attr:`stats` that have one number for each image."""
+        return {name: value for name, value in self.stats.items()
+                if not name.endswith("_trace") and tuple(value.shape) == (len(self),)}
 
     def _average(self, values: Tensor) -> Tensor:
         if self.log_weights is None:
@@ -69,7 +78,7 @@ class Posterior:
 
     def first(self, count: int) -> Posterior:
         """The posterior of the first ``count`` images."""
-        stats = {name: value[:count] if value.shape[:1] == (len(self),) else value for name, value in self.stats.items()}
+        stats = self.stats | {name: value[:count] for name, value in self.image_stats.items()}
         return Posterior(
             self.method, {name: value[:, :, :count] for name, value in self.samples.items()},
             None if self.log_weights is None else self.log_weights[..., :count],

@@ -20,6 +20,8 @@ from guides.base import images_of
 from inference import checkpoint as saved
 from inference.bounds import OBJECTIVES
 from inference.schedules import cosine, ramp
+from zoo.latents.base import Family
+from zoo.program import adopt
 
 __all__ = ["History", "fit"]
 
@@ -39,7 +41,7 @@ class History:
 
 
 def fit(
-    model: nn.Module,
+    model: Callable,
     guide: nn.Module,
     data: object,
     *,
@@ -72,7 +74,7 @@ def fit(
     """Trains model and guide together, or the guide alone.
 
     Arguments:
-        model: The generative model; left in evaluation mode.
+        model: The generative model, of the zoo or any Pyro program; left in evaluation mode.
         guide: Its guide; left in evaluation mode at temperature 0.
         data: A data set (its training images), or images ``(n, *event_shape)``.
         objective: ``"elbo"`` (sampled; closed-form KL), ``"exact"`` (no sampling; linear decoders) or ``"iwae"``.
@@ -97,9 +99,10 @@ def fit(
         progress: Whether to show progress, or what to call with (step, steps, row) at each row.
 
     Raises:
-        ValueError: for options out of range, or images that do not fit.
+        ValueError: for options out of range, images that do not fit, or a checkpoint that is damaged or of another training.
         FloatingPointError: if the bound stops being finite; says at which step.
     """
+    model = adopt(model, data)
     x, steps_per_epoch = _images(model, data, batch_size, device)
     steps = _length(steps, epochs, steps_per_epoch)
     bound_of = _choose("objective", objective, OBJECTIVES)
@@ -120,13 +123,18 @@ def fit(
         bound_of, advance = torch.compile(bound_of), torch.compile(ascent.step)
     else:
         advance = ascent.step
+    settings = {
+        "steps": steps, "objective": objective, "batch_size": batch_size, "images": len(x), "optimizer": optimizer, "lr": lr,
+        "final_lr": final_lr, "weight_decay": weight_decay, "warmup": warmup, "restarts": restarts, "clip": clip, "beta": beta,
+        "beta_start": beta_start, "beta_warmup": beta_warmup, "temperature": [start, end], "anneal": anneal,
+        "particles": particles, "freeze_model": freeze_model, "seed": seed}
     history, first = History(), 0
     if log_every < 1:
         raise ValueError(f"log_every must be at least 1, not {log_every}")
 
     with _training(model, guide, freeze_model, seed), _reporter(progress, steps) as report:
         if checkpoint is not None and saved.exists(checkpoint):
-            first, history.rows = saved.resume(checkpoint, model, guide, ascent, steps)
+            first, history.rows = saved.resume(checkpoint, model, guide, ascent, settings)
         before = history.rows[-1]["seconds"] if history.rows else 0.0
         began = written = time.perf_counter()
         totals = torch.zeros(2, device=x.device)
@@ -164,7 +172,7 @@ def fit(
                     raise FloatingPointError(f"the bound is {value} around step {step + 1}; try a smaller lr or a smaller clip")
                 report(step + 1, steps, history.rows[-1])
                 if checkpoint is not None and (time.perf_counter() - written > checkpoint_every or step + 1 == steps):
-                    saved.write(checkpoint, model, guide, ascent, step + 1, steps, history.rows)
+                    saved.write(checkpoint, model, guide, ascent, step + 1, settings, history.rows)
                     written = time.perf_counter()
     return history
 
@@ -200,8 +208,9 @@ def _choose(kind: str, name: str, known: dict) -> Callable:
 
 
 def _anneal(model: nn.Module) -> tuple[float, float]:
-    """The slowest-cooling schedule among the model's latents."""
-    schedules = [family.anneal for family, _ in getattr(model, "latents", {}).values()]
+    """The slowest-cooling schedule among the model's latents that are relaxed."""
+    families = [family for family, _ in model.latents.values()]
+    schedules = [family.anneal for family in families if type(family).relaxed is not Family.relaxed]
     return max(schedules, key=lambda pair: pair[1], default=(1.0, 1.0))
 
 

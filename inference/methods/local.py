@@ -25,7 +25,8 @@ def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
     Arguments:
         guide: Where to start: its parameters for these images; from the prior if None.
         steps, lr: Steps and their size in the space of unconstrained parameters.
-        objective: ``"exact"`` or ``"elbo"``; by default exact where the decoder is linear and every KL has a closed form.
+        objective: ``"exact"``, ``"elbo"`` or ``"iwae"``; by default exact where the decoder is linear and every KL has a closed
+            form, else elbo.
         start: ``"guide"``, or ``"prior"`` to start from the prior although a guide is given.
         temperature: Of relaxed samples, for the objective ``"elbo"``.
         progress: Called now and then with the fraction of the steps that is done.
@@ -39,9 +40,12 @@ def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
         raise ValueError(f"start must be 'guide' or 'prior', not {start!r}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
+    if objective is not None and objective not in OBJECTIVES:
+        raise ValueError(f"unknown objective {objective!r}; known are: {', '.join(OBJECTIVES)}")
     program = guides.build("local", model, x, start=guide if start == "guide" else None)
-    bound_of = OBJECTIVES[objective or ("exact" if getattr(model, "linear", False) and _closed_form(program, x) else "elbo")]
-    program.temperature = temperature
+    objective = objective or ("exact" if getattr(model, "linear", False) and _closed_form(program, x) else "elbo")
+    bound_of = OBJECTIVES[objective]
+    program.temperature = 0.0 if objective == "iwae" else temperature  # the weights need exact densities
     parameters = list(program.parameters())
     ascent = torch.optim.Adam(parameters, lr=lr)
     trace = torch.zeros(steps, device=x.device)

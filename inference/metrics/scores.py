@@ -66,7 +66,7 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     n = len(x)
     nan = torch.full((n,), torch.nan, device=x.device)
     kl, unit_kl, bound = nan, None, nan.clone()
-    if posterior.params is not None and hasattr(model, "descend"):
+    if posterior.params is not None and hasattr(model, "observation"):
         kl, unit_kl = _kl(model, posterior)
         bound = iwae_bound(model, x, posterior.params, k, seed=seed)
     flat = x.flatten(1)
@@ -139,4 +139,4 @@ def _code(model: Callable, posterior: Posterior) -> Tensor:
     first = {name: value[0, 0] for name, value in posterior.samples.items()}
     if hasattr(model, "family"):
         return model.family.code(first["z"]).flatten(1)
-    return torch.cat([value.flatten(1) for value in first.values()], dim=1)
+    return torch.cat([value.reshape(len(value), -1) for value in first.values()], dim=1)

@@ -1,5 +1,6 @@
 """Data sets by name: images as tensors, with labels and ground-truth factors where there are any."""
 
+import inspect
 from importlib import import_module
 from typing import Any
 
@@ -25,13 +26,22 @@ def load(name: str, **options: Any) -> Any:
         options: The loader's own.
 
     Raises:
-        ValueError: for an unknown name or an option out of range.
+        ValueError: for an unknown name, a member of a data set that has none, or an option out of range.
         FileNotFoundError: if a file is missing from ``ZOO_DATA``.
         OSError: if a file cannot be fetched, is damaged, or cannot be stored.
     """
     family, _, member = name.partition("/")
     loader = registry[family]
-    return loader(member, **options) if member else loader(**options)
+    if not member:
+        return loader(**options)
+    if not _takes_member(loader):
+        raise ValueError(f"the data set {family!r} has no member {member!r}; ask for {family!r}")
+    return loader(member, **options)
+
+
+def _takes_member(loader: Any) -> bool:
+    first = next(iter(inspect.signature(loader).parameters.values()), None)
+    return first is not None and first.annotation in (str, "str", first.empty)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,17 +11,17 @@ from torch import Tensor
 __all__ = ["Data", "Dataset"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Data:
     """Images and what is known of them.
 
     Attributes:
-        x: Images ``(n, channels, height, width)``.
+        x: Images ``(n, channels, height, width)``, of a floating-point type.
         labels: Class of each image ``(n,)``, or None.
         factors: Ground-truth causes ``{name: (n,)}``, or None.
 
     Raises:
-        ValueError: for no images, values that are not finite, or labels or factors of another length.
+        ValueError: for no images, integer images, values that are not finite, or labels or factors of another length.
     """
 
     x: Tensor
@@ -31,14 +31,16 @@ class Data:
     def __post_init__(self) -> None:
         if self.x.dim() != 4:
             raise ValueError(f"images must be (n, channels, height, width), not {tuple(self.x.shape)}")
+        if not self.x.is_floating_point():
+            raise ValueError(f"images must be of a floating-point type, not {self.x.dtype}")
         if len(self.x) == 0:
             raise ValueError("there are no images")
         finite = torch.isfinite(self.x).flatten(1).all(1)
         if not finite.all():
             raise ValueError(f"image {int((~finite).nonzero()[0])} has values that are not finite")
         for name, values in self._columns():
-            if len(values) != len(self.x):
-                raise ValueError(f"{name} has {len(values)} entries for {len(self.x)} images")
+            if values.shape[:1] != self.x.shape[:1]:
+                raise ValueError(f"{name} has shape {tuple(values.shape)} for {len(self.x)} images")
 
     def _columns(self) -> Iterator[tuple[str, Tensor]]:
         if self.labels is not None:
@@ -64,7 +66,7 @@ class Data:
         return Data(self.x.to(device), None if self.labels is None else self.labels.to(device), factors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A named data set with images to learn from and images held out.
 

@@ -13,7 +13,7 @@ from zoo.data.whiten import whiten
 
 __all__ = ["box_average", "patch_dataset"]
 
-BORDER = 8  # pixels at the edge that the filter's wrap-around reaches
+BORDER = 8  # pixels cut off at the edge: what wraps around changes patches beyond by less than 0.1 standard deviations, up to their mean
 QUIET = 0.5  # patches with less than this standard deviation, the photograph's being 1, are blank: sensor noise and nothing else
 
 
@@ -30,16 +30,17 @@ def patch_dataset(name: str, train: Sequence[np.ndarray], test: Sequence[np.ndar
 
     Arguments:
         train, test: Photographs ``(height, width)``.
-        n_train, n_test: Patches to cut, as many from each photograph.
+        n_train, n_test: Patches to cut, as many from each photograph (to within one), at positions drawn with replacement.
         size: Height and width of a patch.
         seed: Seed of the positions.
-        zscore: ``"patch"``: every patch has mean 0 and variance 1 over its pixels, so ‖x‖² = D, and patches with less than a tenth
-            of their photograph's standard deviation, which are blank, are left out; ``"image"``: every whitened photograph has mean 0
+        zscore: ``"patch"``: every patch has mean 0 and variance 1 over its pixels, so ‖x‖² = D, and patches with less than half
+            of their whitened photograph's standard deviation, which are blank, are left out and replaced by others; ``"image"``: every whitened photograph has mean 0
             and variance 1; None: whitened values of photographs of variance 1 as they are.
         f0, as_published: See :func:`zoo.data.whiten.whiten`.
 
     Raises:
-        ValueError: for settings out of range, or photographs without enough patches of some contrast.
+        ValueError: for settings out of range, more patches than a photograph has positions, or photographs that are too small, not
+            finite, of a single grey, or without enough patches of some contrast.
     """
     if zscore not in ("patch", "image", None):
         raise ValueError(f"zscore must be 'patch', 'image' or None, not {zscore!r}")
@@ -59,6 +60,12 @@ def patch_dataset(name: str, train: Sequence[np.ndarray], test: Sequence[np.ndar
 
 
 def _prepare(photograph: np.ndarray, f0: float, as_published: bool, zscore: str | None) -> np.ndarray:
+    if photograph.ndim != 2 or min(photograph.shape) <= 2 * BORDER:
+        raise ValueError(f"a photograph must be grey and more than {2 * BORDER} pixels high and wide, not {photograph.shape}")
+    if not np.isfinite(photograph).all():
+        raise ValueError(f"a photograph of {photograph.shape} has {np.sum(~np.isfinite(photograph))} values that are not finite")
+    if photograph.min() == photograph.max():
+        raise ValueError(f"a photograph of {photograph.shape} has the same grey everywhere")
     image = (photograph - photograph.mean()) / photograph.std()
     image = whiten(image, f0, as_published)[BORDER:-BORDER, BORDER:-BORDER]
     return image if zscore is None else (image - image.mean()) / image.std()
@@ -67,14 +74,16 @@ def _prepare(photograph: np.ndarray, f0: float, as_published: bool, zscore: str 
 def _patches(image: np.ndarray, count: int, size: int, zscore: str | None, generator: np.random.Generator) -> Tensor:
     rows, columns = (n - size + 1 for n in image.shape)
     if size < 2 or rows < 1 or columns < 1:
-        raise ValueError(f"patches of {size} × {size} pixels do not fit in a photograph of {image.shape[0]} × {image.shape[1]}")
+        raise ValueError(f"patches must be 2 × 2 to {min(image.shape)} × {min(image.shape)} pixels here, not {size} × {size}")
+    if count > rows * columns:
+        raise ValueError(f"asked for {count} patches of {size} × {size} pixels in a photograph that has {rows * columns}")
     windows = np.lib.stride_tricks.sliding_window_view(image, (size, size))
     kept: list[np.ndarray] = []
     missing, tries = count, 0
     while missing > 0:
         tries += 1
         if tries > 100:
-            raise ValueError(f"found only {count - missing} of {count} patches with some contrast in a photograph")
+            raise ValueError(f"found only {count - missing} of {count} patches with some contrast in a photograph; ask for fewer or use zscore='image'")
         found = windows[generator.integers(rows, size=2 * missing), generator.integers(columns, size=2 * missing)]
         if zscore == "patch":
             spread = found.std((1, 2))

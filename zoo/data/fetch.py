@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import lzma
 import os
-import tempfile
+import secrets
+import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 __all__ = ["Source", "fetch"]
 
 TIMEOUT = 30.0  # seconds without an answer
+CHUNK = 1 << 16  # bytes read between two steps of the progress display
 
 
 @dataclass(frozen=True)
@@ -29,26 +32,33 @@ def fetch(source: Source) -> bytes:
 
     With the environment variable ``ZOO_DATA`` set, the file is read there (itself, or compressed with ``.xz`` appended) and never
     fetched. Otherwise it is read from the cache (``ZOO_CACHE``, by default ``~/.cache/perception-zoo``), into which it is
-    fetched first where it is missing or damaged.
+    fetched first where it is missing or damaged. The cache never holds a file that is incomplete or fails its checksum.
 
     Raises:
         FileNotFoundError: if it is not in ``ZOO_DATA``.
         OSError: if its bytes do not have the expected checksum, it cannot be fetched, or the cache cannot be written.
     """
     if folder := os.environ.get("ZOO_DATA"):
-        path = Path(folder) / source.path
-        packed = path.with_name(path.name + ".xz")
-        if path.exists():
-            return _checked(path.read_bytes(), source, str(path))
-        if packed.exists():
-            return _checked(lzma.decompress(packed.read_bytes()), source, str(packed))
-        raise FileNotFoundError(f"ZOO_DATA is set, but neither {path} nor {packed} is there")
-    path = Path(os.environ.get("ZOO_CACHE", Path.home() / ".cache" / "perception-zoo")) / source.path
-    if path.exists() and _sum(content := path.read_bytes()) == source.sha256:
+        return _given(Path(folder).expanduser() / source.path, source)
+    path = Path(os.environ.get("ZOO_CACHE") or "~/.cache/perception-zoo").expanduser() / source.path
+    if path.is_file() and _sum(content := path.read_bytes()) == source.sha256:
         return content
     content = _download(source)
     _store(path, content)
     return content
+
+
+def _given(path: Path, source: Source) -> bytes:
+    packed = path.with_name(path.name + ".xz")
+    if path.is_file():
+        return _checked(path.read_bytes(), source, str(path))
+    if not packed.is_file():
+        raise FileNotFoundError(f"ZOO_DATA is set, but neither {path} nor {packed} is there; without ZOO_DATA it is fetched")
+    try:
+        content = lzma.decompress(packed.read_bytes())
+    except (lzma.LZMAError, EOFError) as error:
+        raise OSError(f"{packed} is damaged: {error}") from error
+    return _checked(content, source, str(packed))
 
 
 def _download(source: Source) -> bytes:
@@ -56,22 +66,39 @@ def _download(source: Source) -> bytes:
     for url in source.urls:
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-                return _checked(answer.read(), source, url)
-        except OSError as error:  # URLError, timeouts and checksums are OSErrors
+                return _checked(_read(answer, source.path), source, url)
+        except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and checksums are OSErrors
             failures.append(f"{url}: {error}")
     raise OSError(f"could not fetch {source.path}; put it into a folder and set ZOO_DATA to that. Tried " + "; ".join(failures))
 
 
+def _read(answer, name: str) -> bytes:
+    """All bytes of an answer, with a bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    length = answer.headers.get("Content-Length")
+    chunks = []
+    with Progress(TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), console=Console(stderr=True), transient=True,
+                  disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(name, total=int(length) if length else None)
+        while chunk := answer.read(CHUNK):
+            chunks.append(chunk)
+            progress.advance(task, len(chunk))
+    return b"".join(chunks)
+
+
 def _store(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}")  # in the same folder, so that it can take its place at once
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        os.replace(partial, path)
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
         raise OSError(f"could not store {path}: {error}; set ZOO_CACHE to a folder with {len(content):,} bytes free") from error
+    finally:
+        if partial.exists():
+            partial.unlink()
 
 
 def _checked(content: bytes, source: Source, where: str) -> bytes:

@@ -31,7 +31,13 @@ def patches(n_train: int = 40_000, n_test: int = 4_000, size: int = 16, seed: in
 
 
 def photograph(name: str) -> np.ndarray:
-    """Luminance of an embedded photograph, ``(height, width)``; colour pictures at half their resolution."""
+    """Luminance of an embedded photograph, ``(height, width)``; colour pictures at half their resolution.
+
+    Raises:
+        ValueError: if the name is neither in :data:`TRAIN` nor in :data:`TEST`.
+    """
+    if name not in TRAIN + TEST:
+        raise ValueError(f"unknown photograph {name!r}; known are: {', '.join(TRAIN + TEST)}")
     from skimage import data as skimage_data
     from sklearn.datasets import load_sample_image
 

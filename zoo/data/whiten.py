@@ -19,7 +19,12 @@ def frequency_response(shape: tuple[int, int], f0: float = 0.4, as_published: bo
         f0: Cut-off in cycles per pixel.
         as_published: Repeats a defect of the Poisson VAE's public code, for comparison with its data only: the frequency grid has its
             zero in the middle but meets an unshifted transform, so that the filter is band-pass but neither isotropic nor this one.
+
+    Raises:
+        ValueError: if ``f0`` is not positive.
     """
+    if not f0 > 0:
+        raise ValueError(f"f0 must be positive, in cycles per pixel; got {f0}")
     if as_published:
         fy, fx = (np.linspace(-0.5, 0.5, n) for n in shape)
     else:
@@ -36,7 +41,5 @@ def whiten(image: np.ndarray, f0: float = 0.4, as_published: bool = False) -> np
     """
     if image.ndim != 2:
         raise ValueError(f"expected a grey image (height, width), not an array of shape {image.shape}")
-    if not f0 > 0:
-        raise ValueError(f"f0 must be positive, in cycles per pixel; got {f0}")
     gain = frequency_response(image.shape, f0, as_published)
     return np.fft.ifft2(np.fft.fft2(image) * gain).real

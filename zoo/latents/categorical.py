@@ -54,9 +54,10 @@ class Categorical(Family):
     def decoded_variance(self, params: Tensor, weight: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
         # Units of one group exclude each other: Cov = diag(p) − p pᵀ within the group.
         probs = self._probs(params) if moments is None else moments[0]
-        columns = weight.unflatten(-1, (self.groups, -1)).permute(1, 2, 0)
-        means = probs.unflatten(-1, (self.groups, 1, -1)) @ columns
-        return probs @ weight.square().sum(0) - means.square().sum((-3, -2, -1))
+        columns = weight.unflatten(-1, (self.groups, -1)).permute(1, 2, 0)  # (G, C, D)
+        by_group = probs.unflatten(-1, (self.groups, -1)).movedim(-2, 0).reshape(*columns.shape[:1], -1, columns.shape[1])
+        means = by_group @ columns  # (G, images, D)
+        return probs @ weight.square().sum(0) - means.square().sum((0, 2)).reshape(probs.shape[:-1])
 
     def unit_kl(self, q: Tensor, p: Tensor) -> Tensor:
         """Each category's share ``q log(q/p) − q + p`` ≥ 0: these sum to the KL, as both sum to one in a group."""
