@@ -64,7 +64,7 @@ class Adopted(nn.Module):
     def descend(self, draw: Callable[[str, Family, Tensor], Tensor], x: Tensor | None = None) -> dict[str, Tensor]:
         """Runs the program with ``draw`` in the place of each latent, the observation hidden from outer handlers."""
         walk = _Walk(self.latents, draw)
-        with torch.no_grad() if x is None else torch.enable_grad(), walk:
+        with walk:
             self.program(x)
         return walk.values
 

@@ -49,6 +49,7 @@ def infer(model: Callable, x: Tensor, method: str = "amortized", *, guide: nn.Mo
         raise ValueError(f"image {int((~finite).nonzero()[0])} has values that are not finite")
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
+    x = x.detach()  # images drawn from a model carry its graph
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), counting() as cost:
         torch.manual_seed(seed)

@@ -34,8 +34,8 @@ def patch_dataset(name: str, train: Sequence[np.ndarray], test: Sequence[np.ndar
         size: Height and width of a patch.
         seed: Seed of the positions.
         zscore: ``"patch"``: every patch has mean 0 and variance 1 over its pixels, so ‖x‖² = D, and patches with less than half
-            of their whitened photograph's standard deviation, which are blank, are left out and replaced by others; ``"image"``: every whitened photograph has mean 0
-            and variance 1; None: whitened values of photographs of variance 1 as they are.
+            of their whitened photograph's standard deviation, which are blank, are left out and replaced by others; ``"image"``:
+            every whitened photograph has mean 0 and variance 1; None: whitened values of photographs of variance 1 as they are.
         f0, as_published: See :func:`zoo.data.whiten.whiten`.
 
     Raises:
@@ -83,7 +83,8 @@ def _patches(image: np.ndarray, count: int, size: int, zscore: str | None, gener
     while missing > 0:
         tries += 1
         if tries > 100:
-            raise ValueError(f"found only {count - missing} of {count} patches with some contrast in a photograph; ask for fewer or use zscore='image'")
+            raise ValueError(f"found only {count - missing} of {count} patches with some contrast in a photograph; "
+                             "ask for fewer, or use zscore='image'")
         found = windows[generator.integers(rows, size=2 * missing), generator.integers(columns, size=2 * missing)]
         if zscore == "patch":
             spread = found.std((1, 2))
