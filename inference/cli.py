@@ -40,7 +40,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
     data: Annotated[str, typer.Option(help="Data set.")] = "patches",
     budget: Annotated[str, typer.Option(help="smoke, default or paper.")] = "default",
-    objective: Annotated[str, typer.Option(help="exact (linear decoders), elbo or iwae.")] = "exact",
+    objective: Annotated[str | None, typer.Option(help="exact, elbo or iwae; exact where possible.")] = None,
     latents: Annotated[int, typer.Option(help="Number of latents.")] = 512,
     decoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     encoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
@@ -56,7 +56,7 @@ def fit(
     import inference
     import zoo
     from inference.checkpoint import check_free
-    from inference.comparison import choose_device
+    from inference.comparison import choose_device, choose_objective
     from inference.recipes import recipe
 
     with _plain_errors():
@@ -65,6 +65,7 @@ def fit(
             settings.pop("steps", None)
             settings["epochs"] = epochs
         check_free(out)
+        objective = objective or choose_objective(model, decoder)
         images = zoo.data.load(data)
         program = zoo.build(model, images, latents=latents, decoder=decoder, seed=seed)
         guide = guide_package.build("amortized", program, encoder=encoder, seed=seed)

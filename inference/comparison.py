@@ -22,7 +22,7 @@ from inference.recipes import recipe
 from inference.report import write_report
 from inference.table import Row, gather
 
-__all__ = ["Comparison", "choose_device", "compare"]
+__all__ = ["Comparison", "choose_device", "choose_objective", "compare"]
 
 # What a budget means beside the training recipe: sizes of data and of what is inferred.
 SIZES: dict[str, dict[str, Any]] = {
@@ -108,7 +108,7 @@ def compare(
         fits = [_saved(Path(folder), data, data_options, seed, device) for folder in trained for seed in seeds]
     else:
         fits = [{"data": data, "data_options": data_options, "model": model, "options": {}, "latents": latents, "decoder": decoder,
-                 "encoder": encoder, "objective": objective or _objective(model, decoder), "settings": settings, "seed": seed,
+                 "encoder": encoder, "objective": objective or choose_objective(model, decoder), "settings": settings, "seed": seed,
                  "device": device, "source": _source(model)} for seed in seeds for model in models]
     work = [(described, [_inference(described, method, sizes) for method in methods]) for described in fits]
     total = sum((0.0 if "saved" in described else _training_seconds(described)) + sum(SECONDS.get(m, 20.0) for m in methods)
@@ -161,9 +161,9 @@ def _saved(folder: Path, data: str, data_options: dict, seed: int, device: str) 
             "data_options": config.get("description", {}).get("data_options", data_options), "seed": seed, "device": device}
 
 
-def _objective(model: str, decoder: str) -> str:
-    """``"exact"`` where that is possible: linear decoder, closed-form KL."""
-    if decoder != "lin":
+def choose_objective(model: str, decoder: str) -> str:
+    """``"exact"`` where that is possible (a latent family with a closed-form KL under a linear decoder), else ``"elbo"``."""
+    if decoder != "lin" or model not in zoo.latents.registry:
         return "elbo"
     family = zoo.latents.registry[model]()
     prior = family.initial_prior(2)
