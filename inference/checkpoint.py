@@ -115,7 +115,7 @@ def resume(folder: str | Path, model: nn.Module, guide: nn.Module, optimizer: to
         tensors = load_file(path)
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or no state of training ({error}); choose another folder or remove it") from error
-    there, here = about["settings"], json.loads(json.dumps(settings))
+    there, here = about.get("settings", {}), json.loads(json.dumps(settings))
     different = [f"{name} {there.get(name)} there, {here.get(name)} here" for name in here | there
                  if there.get(name) != here.get(name)]
     if different:

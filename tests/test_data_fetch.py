@@ -92,6 +92,13 @@ def test_a_file_is_fetched_once_and_kept(cache, origin):
     assert fetch(wanted) == CONTENT
 
 
+def test_the_cache_gets_its_file_whole_or_not_at_all(cache, origin, monkeypatch):
+    write, written = Path.write_bytes, []
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: written.append(path) or write(path, content))
+    fetch(source(origin.as_uri()))
+    assert [path.parent for path in written] == [cache / "family"] and written[0].name != "file.bin"  # moved there when complete
+
+
 def test_a_damaged_file_in_the_cache_is_fetched_again(cache, origin):
     kept = cache / "family" / "file.bin"
     kept.parent.mkdir(parents=True)

@@ -13,7 +13,7 @@ from zoo.data.whiten import whiten
 
 __all__ = ["box_average", "patch_dataset"]
 
-BORDER = 8  # pixels cut off at the edge: what wraps around changes patches beyond by less than 0.1 standard deviations, up to their mean
+BORDER = 8  # pixels cut at the edge; beyond, what wraps around moves a patch, but for its mean, by less than 0.1 (unit as QUIET)
 QUIET = 0.5  # patches with less than this standard deviation, the photograph's being 1, are blank: sensor noise and nothing else
 
 

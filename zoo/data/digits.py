@@ -24,7 +24,8 @@ def mnist(n_train: int = 60_000, n_test: int = 10_000) -> Dataset:
         labels = np.frombuffer(gzip.decompress(fetch(MNIST[f"{name}-labels"])), np.uint8, offset=8)
         return Data(torch.from_numpy(images[:count].astype(np.float32) / 255.0), torch.from_numpy(labels[:count].astype(np.int64)))
 
-    return Dataset("mnist", part("train", n_train), part("t10k", n_test), "grey values in [0, 1]; MNIST's own training and test parts")
+    return Dataset("mnist", part("train", n_train), part("t10k", n_test),
+                   "grey values in [0, 1]; MNIST's own training and test parts")
 
 
 def digits(n_test: int = 360, seed: int = 0) -> Dataset:
@@ -37,4 +38,5 @@ def digits(n_test: int = 360, seed: int = 0) -> Dataset:
     x = torch.from_numpy(bunch.images[:, None].astype(np.float32) / 16.0)
     everything = Data(x, torch.from_numpy(bunch.target.astype(np.int64)))
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
-    return Dataset("digits", everything[order[n_test:]], everything[order[:n_test]], "grey values in [0, 1]; a random part held out")
+    return Dataset("digits", everything[order[n_test:]], everything[order[:n_test]],
+                   "grey values in [0, 1]; a random part held out")

@@ -79,8 +79,8 @@ def _read(answer, name: str) -> bytes:
 
     length = answer.headers.get("Content-Length")
     chunks = []
-    with Progress(TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), console=Console(stderr=True), transient=True,
-                  disable=not sys.stderr.isatty()) as progress:
+    columns = TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(name, total=int(length) if length else None)
         while chunk := answer.read(CHUNK):
             chunks.append(chunk)

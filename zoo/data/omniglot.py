@@ -1,4 +1,4 @@
-"""Handwritten characters of five alphabets (Lake, Salakhutdinov & Tenenbaum 2015, "background small 1"). Values in [0, 1], ink is 1."""
+"""Handwritten characters of five alphabets (Lake, Salakhutdinov & Tenenbaum 2015, "background small 1"). In [0, 1], ink is 1."""
 
 from __future__ import annotations
 
@@ -41,4 +41,5 @@ def omniglot(held_out: int = 1) -> Dataset:
     everything = Data(torch.from_numpy(ink[:, None].astype(np.float32)), labels)
     test = torch.from_numpy(np.isin(alphabets, known[-held_out:]))
     return Dataset("omniglot", everything[~test], everything[test],
-                   f"ink is 1; held-out alphabets {', '.join(known[-held_out:])}, training alphabets {', '.join(known[:-held_out])}")
+                   f"ink is 1; held-out alphabets {', '.join(known[-held_out:])}, "
+                   f"training alphabets {', '.join(known[:-held_out])}")

@@ -6,7 +6,7 @@ __all__ = ["MNIST", "OLSHAUSEN", "OMNIGLOT", "VAN_HATEREN"]
 
 _VAN_HATEREN_HOME = ("https://raw.githubusercontent.com/Rieke-Lab/turner-package/08eb7a0a138350e5e1dbedc67b1bbd48d76f289d/%2Bedu/"
                      "%2Bwashington/%2Briekelab/%2Bturner/%2Brescource/VHsubsample_20160105/")
-_OLSHAUSEN_HOME = ("https://raw.githubusercontent.com/shaoguangcheng/CDBN/f85fe014b72d6727b3ab9764222d3c67fbbd6d0f/matlab_new/data/")
+_OLSHAUSEN_HOME = "https://raw.githubusercontent.com/shaoguangcheng/CDBN/f85fe014b72d6727b3ab9764222d3c67fbbd6d0f/matlab_new/data/"
 _MNIST_HOMES = ("https://storage.googleapis.com/cvdf-datasets/mnist/", "https://ossci-datasets.s3.amazonaws.com/mnist/")
 
 _VAN_HATEREN_SUMS = {

@@ -1,7 +1,7 @@
 r"""Olshausen–Field whitening: the gain :math:`f\,e^{-(f/f_0)^4}` at radial spatial frequency f, in cycles per pixel.
 
-It flattens the 1/f amplitude spectrum of natural images and cuts the corners of the frequency plane, where sampling on a square grid
-and noise dominate (Olshausen & Field 1997).
+It flattens the 1/f amplitude spectrum of natural images and cuts the corners of the frequency plane, where sampling on a square
+grid and noise dominate (Olshausen & Field 1997).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ def frequency_response(shape: tuple[int, int], f0: float = 0.4, as_published: bo
     Arguments:
         shape: Height and width in pixels.
         f0: Cut-off in cycles per pixel.
-        as_published: Repeats a defect of the Poisson VAE's public code, for comparison with its data only: the frequency grid has its
-            zero in the middle but meets an unshifted transform, so that the filter is band-pass but neither isotropic nor this one.
+        as_published: Repeats a defect of the Poisson VAE's public code, for comparison with its data only: the frequency grid has
+            its zero in the middle but meets an unshifted transform, so that the filter is band-pass but neither isotropic nor
+            this one.
 
     Raises:
         ValueError: if ``f0`` is not positive.

@@ -1,0 +1,267 @@
+"""A comparison's folder: what is computed, what is kept, what the table says."""
+
+import csv
+import json
+import math
+import re
+
+import pytest
+import torch
+
+import inference
+import zoo
+from inference import cells, comparison
+from inference.comparison import compare
+from inference.metrics.scores import COLUMNS
+from inference.recipes import BUDGETS, recipe
+from inference.table import GAP_COLUMNS, summarize, write_csv
+from zoo.data import Data, Dataset
+
+TINY = {"data": "tiny", "latents": 8, "budget": "smoke", "progress": False, "device": "cpu"}
+
+
+def tiny(n_train=60, n_test=20, seed=0):
+    """Noise on an 8 × 8 grid."""
+    x = torch.randn(n_train + n_test, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return Dataset("tiny", Data(x[:n_train]), Data(x[n_train:]), "noise")
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """A tiny data set, and a smoke budget of few steps and images."""
+    cells._loaded.cache_clear()
+    monkeypatch.setitem(zoo.data.registry._targets, "tiny", tiny)
+    monkeypatch.setitem(zoo.data.registry._lines, "tiny", "noise")
+    monkeypatch.setitem(BUDGETS, "smoke", {"steps": 6, "batch_size": 20, "lr": 1e-2, "warmup": 0.0})
+    monkeypatch.setitem(comparison.SIZES, "smoke", {"data_options": {"n_train": 40, "n_test": 20, "elsewhere": 1}, "images": 18, "draws": 2,
+                                                    "k": 3, "keep": 7, "local_steps": 8})
+    yield
+    cells._loaded.cache_clear()
+
+
+@pytest.fixture
+def table_only(monkeypatch):
+    """No figures: they have tests of their own, and take most of the time."""
+    monkeypatch.setattr(comparison, "write_report", lambda out, rows, budget: write_csv(out / "table.csv", rows))
+
+
+def table(folder):
+    with (folder / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in sorted((folder / "cells").rglob("*")) if path.is_file()}
+
+
+def test_one_row_for_each_data_model_method_and_seed(tmp_path, unchanged_generator, table_only):
+    with unchanged_generator():
+        result = compare(models=["gaussian", "poisson"], methods=["amortized", "local", "map"], seeds=[0, 3], out=tmp_path / "c", **TINY)
+    rows = table(tmp_path / "c")
+    header = list(rows[0])
+    assert header[:4] == ["data", "model", "method", "seed"] and header[4:] == [*COLUMNS, *GAP_COLUMNS]
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in header)
+    keys = [(row["data"], row["model"], row["method"], row["seed"]) for row in rows]
+    assert sorted(keys) == sorted(("tiny", model, method, seed) for model in ("gaussian", "poisson")
+                                  for method in ("amortized", "local", "map") for seed in ("0", "3"))
+    assert len(set(keys)) == len(keys) == len(result.rows)
+    for row, record in zip(rows, result.records, strict=True):
+        for name in header[4:]:
+            assert (row[name] == "" and math.isnan(record[name])) or float(row[name]) == record[name]
+        assert (row["nelbo"] == "") == (row["method"] == "map")
+        assert (row["gap"] == "") == (row["method"] != "amortized")
+
+    for row in result.rows:  # the gap is the paired difference under the same trained model
+        if row.record["method"] == "amortized":
+            other = next(r for r in result.rows if (r.record["model"], r.record["seed"], r.record["method"]) == (
+                row.record["model"], row.record["seed"], "local"))
+            paired = other.arrays["elbo"] - row.arrays["elbo"]
+            assert other.trained == row.trained and len(paired) == 18
+            assert row.record["gap"] == pytest.approx(paired.mean().item())
+            assert row.record["gap"] == pytest.approx(other.record["elbo"] - row.record["elbo"], abs=1e-3)
+            assert row.record["gap_se"] == pytest.approx(paired.std().item() / math.sqrt(18))
+
+    lines = summarize(result.rows)
+    assert len(lines) == 6
+    values = [r["mse"] for r in result.records if (r["model"], r["method"]) == ("poisson", "map")]
+    mean, spread = sum(values) / 2, abs(values[0] - values[1]) / math.sqrt(2)
+    assert next(line for line in lines if (line["model"], line["method"]) == ("poisson", "map"))["mse"] == f"{mean:.2f} ± {spread:.2f}"
+
+    assert not [path for path in (tmp_path / "c").rglob(".*")]  # nothing half-written
+
+
+def test_the_report_links_what_is_there(tmp_path, unchanged_generator):
+    with unchanged_generator():
+        compare(models=["poisson"], methods=["amortized", "local"], seeds=[0, 3], out=tmp_path / "c", **TINY)
+    report = (tmp_path / "c" / "report.md").read_text()
+    pictures = re.findall(r"\]\(([^)]+)\)", report)
+    assert len(pictures) >= 5 and all((tmp_path / "c" / name).is_file() for name in pictures)
+    assert "18 held-out images, seeds 0, 3" in report
+    kept = sorted(path.name for path in (tmp_path / "c" / "posteriors").iterdir())
+    assert kept == sorted(f"poisson-{method}-seed{seed}.nc" for method in ("amortized", "local") for seed in (0, 3))
+    assert not [path for path in (tmp_path / "c").rglob(".*")]
+
+
+def test_the_frozen_model_and_the_images_are_the_same_for_every_method(tmp_path, table_only):
+    result = compare(models=["laplace"], methods=["amortized", "local"], out=tmp_path, **TINY)
+    first, second = result.rows
+    model, guide, config = inference.load(first.trained)
+    assert torch.equal(first.arrays["x"], second.arrays["x"])
+    test = tiny(40, 20).test.x[:18]  # only the options that the loader knows are passed on
+    assert torch.equal(first.arrays["x"], test[:7]) and len(config["history"]) == 1
+    again = inference.score(model, test, inference.infer(model, test, guide=guide, draws=2, seed=0), k=3, seed=0)
+    assert again.values["mse"] == pytest.approx(first.record["mse"]) and again.values["kl"] == pytest.approx(first.record["kl"])
+
+
+def test_a_second_run_is_free_and_a_changed_one_is_new(tmp_path, table_only, monkeypatch):
+    settings = {"models": ["poisson"], "methods": ["amortized"], "out": tmp_path} | TINY
+    compare(**settings)
+    before = stamps(tmp_path)
+
+    def never(*arguments, **options):
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "fit", never)
+        patch.setattr(cells, "infer", never)
+        compare(**settings)
+    assert stamps(tmp_path) == before
+    compare(**settings | {"methods": ["amortized", "map"]})  # one more method: the trained model is used again
+    added = set(stamps(tmp_path)) - set(before)
+    assert {path.parent.name.split("-")[1] for path in added} == {"map"} and before.items() <= stamps(tmp_path).items()
+    folders = len(list((tmp_path / "cells").iterdir()))
+    for change in ({"latents": 9}, {"objective": "elbo"}, {"seeds": [1]}, {"encoder": "mlp"}):
+        compare(**settings | change)
+        now = len(list((tmp_path / "cells").iterdir()))
+        assert now == folders + 2  # a training and an inference
+        folders = now
+    monkeypatch.setitem(comparison.SIZES, "smoke", comparison.SIZES["smoke"] | {"k": 4})
+    compare(**settings)
+    assert len(list((tmp_path / "cells").iterdir())) == folders + 1  # scored anew, trained before
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path, table_only, monkeypatch):
+    settings = {"models": ["gaussian", "poisson"], "methods": ["amortized", "map"]} | TINY
+    whole = compare(out=tmp_path / "whole", **settings)
+    calls = []
+
+    def breaks(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return inference.infer(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cells, "infer", breaks)
+        compare(out=tmp_path / "c", **settings)
+    done = stamps(tmp_path / "c")
+    assert len({path.parent for path in done}) == 2 and not (tmp_path / "c" / "table.csv").exists()
+    result = compare(out=tmp_path / "c", **settings)
+    assert done.items() <= stamps(tmp_path / "c").items()
+    for ours, theirs in zip(result.records, whole.records, strict=True):
+        timeless = [name for name in ours if name not in ("ms_per_image",)]
+        assert str([ours[name] for name in timeless]) == str([theirs[name] for name in timeless])
+
+
+def test_training_that_was_interrupted_goes_on_from_its_checkpoint(tmp_path, table_only, monkeypatch):
+    settings = {"models": ["poisson"], "methods": ["map"]} | TINY
+    monkeypatch.setitem(BUDGETS, "smoke", BUDGETS["smoke"] | {"log_every": 1, "checkpoint_every": 0.0})
+    whole = compare(out=tmp_path / "whole", **settings)
+
+    seen = []
+
+    def stop(what, fraction):
+        seen.append(what)
+        if seen.count("training poisson") == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(out=tmp_path / "c", **settings | {"progress": stop})
+    hidden = list((tmp_path / "c" / "cells").iterdir())
+    assert len(hidden) == 1 and hidden[0].name.startswith(".") and len(list(hidden[0].iterdir())) == 1
+    result = compare(out=tmp_path / "c", **settings)
+    assert result.records[0]["mse"] == whole.records[0]["mse"]
+    assert not [path for path in (tmp_path / "c").rglob(".*")]
+
+
+def test_progress_rises_to_one(tmp_path, table_only):
+    seen = []
+    compare(models=["gaussian"], methods=["amortized", "map"], out=tmp_path,
+            **TINY | {"progress": lambda what, fraction: seen.append((what, fraction))})
+    fractions = [fraction for _, fraction in seen]
+    assert fractions == sorted(fractions) and fractions[0] >= 0 and seen[-1] == ("done", 1.0)
+    assert {"training gaussian", "gaussian: amortized", "gaussian: map"} <= {what for what, _ in seen}
+
+
+def saved(folder, name="gaussian", pixels=(1, 8, 8), guide=True):
+    model = zoo.build(name, pixels, latents=4)
+    return inference.save(folder, model, zoo_guide(model) if guide else None)
+
+
+def zoo_guide(model):
+    import guides
+
+    return guides.build("amortized", model)
+
+
+def test_from_saved_models(tmp_path, table_only):
+    folder = saved(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    settings = {"trained": [folder], "methods": ["amortized", "local"], "out": tmp_path / "c"} | TINY
+    result = compare(**settings)
+    assert [(row["model"], row["method"]) for row in result.records] == [("gaussian", "amortized"), ("gaussian", "local")]
+    assert all(row.trained == folder for row in result.rows) and result.records[0]["gap"] > 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    first = stamps(tmp_path / "c")
+    assert all("fit" not in path.parent.name for path in first)
+    saved(folder, "laplace")  # other weights in the same place are another cell
+    result = compare(**settings)
+    assert [row["model"] for row in result.records] == ["laplace", "laplace"] and len(stamps(tmp_path / "c")) == 2 * len(first)
+
+
+@pytest.mark.parametrize(("change", "error", "words"), [
+    ({"data": "tinny"}, ValueError, "unknown data 'tinny'; known are: patches"),
+    ({"models": ["poison"]}, ValueError, "unknown models 'poison'"),
+    ({"methods": ["mapp"]}, ValueError, "unknown methods 'mapp'; known are: amortized, local, map"),
+    ({"budget": "huge"}, ValueError, "unknown budget 'huge'; known are: smoke, default, paper"),
+    ({"models": []}, ValueError, "at least one of the models"), ({"methods": []}, ValueError, "at least one of the methods"),
+    ({"seeds": []}, ValueError, "at least one of the seeds"), ({"seeds": [1, 1]}, ValueError, "named twice: 1, 1"),
+    ({"models": ["laplace", "laplace"]}, ValueError, "named twice"),
+    ({"decoder": "cnn"}, ValueError, "unknown decoders 'cnn'; known are: lin"),
+    ({"encoder": "cnn"}, ValueError, "unknown encoders 'cnn'"), ({"objective": "exat"}, ValueError, "unknown objectives 'exat'"),
+    ({"objective": "exact", "decoder": "mlp"}, ValueError, "needs the decoder 'lin'"),
+    ({"latents": 0}, ValueError, "latents must be at least 1"),
+    ({"trained": ["nowhere"]}, FileNotFoundError, "config.json is missing"), ({"device": "cuda"}, ValueError, "sees no GPU")])
+def test_bad_requests_are_refused_before_anything_is_written(tmp_path, monkeypatch, change, error, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(error, match=words):
+        compare(**{"models": ["gaussian"], "out": tmp_path / "c"} | TINY | change)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saved_models_that_do_not_fit_are_refused(tmp_path):
+    bare = saved(tmp_path / "bare", guide=False)
+    with pytest.raises(ValueError, match="saved without a guide"):
+        compare(trained=[bare], out=tmp_path / "c", **TINY)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(ValueError, match=r"expected images \(N, 1, 4, 4\)"):
+        compare(trained=[saved(tmp_path / "small", pixels=(1, 4, 4))], out=tmp_path / "c", **TINY)
+
+
+def test_a_cell_is_named_by_all_of_its_description():
+    description = {"model": "poisson", "seed": 1, "settings": {"lr": 0.1, "steps": 3}}
+    assert cells.digest(description) == cells.digest(json.loads(json.dumps(dict(reversed(description.items())))))
+    others = [description | {"seed": 2}, description | {"settings": {"lr": 0.2, "steps": 3}}]
+    assert len({cells.digest(other) for other in [description, *others]}) == 3 and len(cells.digest(description)) == 12
+
+
+def test_recipes_are_options_of_fit():
+    import inspect
+
+    accepted = inspect.signature(inference.fit).parameters
+    for budget in ("smoke", "default", "paper"):
+        for data in ("patches", "mnist", "digits/x"):
+            assert set(recipe(budget, data)) <= set(accepted)
+    assert recipe("paper", "mnist") != recipe("paper", "patches")
+    recipe("default")["steps"] = 1  # a copy
+    assert recipe("default")["steps"] != 1
