@@ -31,7 +31,8 @@ def same(first, second):
 
 
 @pytest.mark.parametrize(("name", "options"), [
-    ("poisson", {"relaxation": "sigmoid", "log_rate_init": (-3.0, -2.0)}), ("gaussian", {"activation": "relu", "learn_scale": "pixel"}),
+    ("poisson", {"relaxation": "sigmoid", "log_rate_init": (-3.0, -2.0)}), ("gaussian", {"activation": "relu",
+                                                                                         "learn_scale": "pixel"}),
     ("categorical", {"groups": 2, "decoder": "mlp"}), ("laplace", {"learn_prior": True, "scale": 0.3, "decoder_bias": True})])
 def test_a_saved_model_comes_back_bit_for_bit(tmp_path, name, options):
     model = zoo.build(name, (1, 3, 3), latents=4, seed=7, **options)

@@ -67,7 +67,8 @@ def test_list_names_everything():
     result = zoo_command("list")
     assert result.exit_code == 0
     listed = {line.split()[0]: line.strip() for line in result.stdout.splitlines() if line.startswith("  ")}
-    for registry in (latents.registry, models.registry, guides.registry, methods, networks.encoders, networks.decoders, data.registry):
+    for registry in (latents.registry, models.registry, guides.registry, methods, networks.encoders, networks.decoders,
+                     data.registry):
         for name, line in registry.lines().items():
             assert name in listed and line
     assert "spike counts, Poisson prior with learned rates" in result.stdout
@@ -83,18 +84,21 @@ def test_looking_around_imports_nothing_heavy(words):
 
 def test_fit_saves_a_model_that_compare_takes(tmp_path):
     out = tmp_path / "model"
-    result = zoo_command("fit", "poisson", "--out", out, "--data", "tiny", "--latents", 5, "--budget", "smoke", "--epochs", 2, "--seed", 3,
+    result = zoo_command("fit", "poisson", "--out", out, "--data", "tiny", "--latents", 5, "--budget", "smoke", "--epochs", 2,
+                         "--seed", 3,
                          "--device", "cpu", "--quiet")
     assert result.exit_code == 0 and "nats per image after 6 steps" in result.stdout, result.output
     model, guide, config = inference.load(out)
     assert model.units == 5 and guide is not None and config["description"]["data"] == "tiny" and config["history"][-1]["step"] == 6
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "guide.safetensors", "model.safetensors"]
     weights = (out / "model.safetensors").read_bytes()
-    result = zoo_command("fit", "poisson", "--out", out, "--data", "tiny", "--latents", 5, "--budget", "smoke", "--epochs", 2, "--seed", 3,
+    result = zoo_command("fit", "poisson", "--out", out, "--data", "tiny", "--latents", 5, "--budget", "smoke", "--epochs", 2,
+                         "--seed", 3,
                          "--device", "cpu", "--quiet")
     assert result.exit_code == 0 and (out / "model.safetensors").read_bytes() == weights  # the same again
 
-    result = zoo_command("compare", "--data", "tiny", "--from", out, "--methods", "map, amortized", "--budget", "smoke", "--device", "cpu",
+    result = zoo_command("compare", "--data", "tiny", "--from", out, "--methods", "map, amortized", "--budget", "smoke",
+                         "--device", "cpu",
                          "--out", tmp_path / "c", "--quiet")
     assert result.exit_code == 0, result.output
     for words in ("tiny: 18 held-out images", "poisson", "amortized", "map", "report.md", "lower is better"):
@@ -110,11 +114,13 @@ def test_a_prior_of_ones_own_is_compared(tmp_path, monkeypatch, table_only):
     listed = zoo_command("list", "--plugin", plugin)
     assert listed.exit_code == 0 and "negative_binomial" in listed.stdout
     result = zoo_command("compare", "--plugin", plugin, "--data", "tiny", "--models", "negative_binomial", "--methods",
-                         "amortized,local,map", "--latents", 6, "--budget", "smoke", "--device", "cpu", "--out", tmp_path, "--quiet")
+                         "amortized,local,map", "--latents", 6, "--budget", "smoke", "--device", "cpu", "--out", tmp_path,
+                         "--quiet")
     assert result.exit_code == 0, result.output
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["method"] for row in rows] == ["amortized", "local", "map"] and {row["model"] for row in rows} == {"negative_binomial"}
+    assert [row["method"] for row in rows] == ["amortized", "local",
+                                               "map"] and {row["model"] for row in rows} == {"negative_binomial"}
     assert all(float(row["mse"]) > 0 for row in rows) and float(rows[0]["nelbo"]) > 0
 
 
@@ -140,7 +146,8 @@ def test_a_changed_prior_is_another_cell(tmp_path, table_only):
     (["--methods", "nuts"], "unknown methods 'nuts'"), (["--budget", "huge"], "unknown budget 'huge'"),
     (["--seeds", "1,a"], "seeds must be whole numbers separated by commas, not '1,a'"), (["--seeds", "0,0"], "named twice"),
     (["--seeds", ","], "at least one of the seeds"), (["--device", "cuda"], "PyTorch sees no GPU here; use device 'cpu'"),
-    (["--encoder", "cnn"], "unknown encoders 'cnn'"), (["--decoder", "cnn"], "unknown decoders 'cnn'"), (["--latents", "0"], "at least 1"),
+    (["--encoder", "cnn"], "unknown encoders 'cnn'"), (["--decoder", "cnn"], "unknown decoders 'cnn'"), (["--latents", "0"],
+                                                                                                         "at least 1"),
     (["--objective", "exat"], "unknown objectives 'exat'"), (["--from", "nowhere"], "config.json is missing"),
     (["--plugin", "missing.py"], "no plugin file missing.py")])
 def test_bad_requests_get_one_line_and_leave_nothing(tmp_path, monkeypatch, words, message):

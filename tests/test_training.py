@@ -260,8 +260,10 @@ def test_bad_options_are_refused(options, words):
 
 
 @pytest.mark.parametrize(("images", "words"), [
-    (X[:0], "at least one"), (X.clone().fill_(float("nan")), "finite"), (X.clone().index_fill_(0, torch.tensor([7]), math.inf), "finite"),
-    (X[:, :, :2], r"images of shape \(1, 2, 3\) do not fit a model of images \(1, 3, 3\)"), ([1, 2], "expected images as a tensor")])
+    (X[:0], "at least one"), (X.clone().fill_(float("nan")), "finite"), (X.clone().index_fill_(0, torch.tensor([7]), math.inf),
+                                                                         "finite"),
+    (X[:, :, :2], r"images of shape \(1, 2, 3\) do not fit a model of images \(1, 3, 3\)"), ([1, 2],
+                                                                                             "expected images as a tensor")])
 def test_bad_images_are_refused(images, words):
     with pytest.raises(ValueError, match=words):
         fit(*pair(), images, steps=3, **QUIET)
@@ -293,5 +295,6 @@ def test_double_precision_models_train():
 
 def test_progress_is_called_at_every_row():
     seen = []
-    history = fit(*pair(), X, steps=5, **QUIET | {"log_every": 2, "progress": lambda step, steps, row: seen.append((step, steps, row))})
+    history = fit(*pair(), X, steps=5, **QUIET | {"log_every": 2, "progress": lambda step, steps, row: seen.append((step, steps,
+                                                                                                                    row))})
     assert seen == [(row["step"], 5, row) for row in history.rows]
