@@ -1,6 +1,6 @@
 """What Pyro costs: a training step of ``inference.fit`` against a hand-written PyTorch loop of the same mathematics.
 
-    python benchmarks/fit.py [--device cuda] [--pairs 15]
+    python benchmarks/fit.py [--device cuda] [--pairs 9]
 
 Both loops do the same: minibatch by index, encoder, (relaxed) sample, decoder, sum of squares, closed-form KL, backward, gradient
 clipping, Adamax with a schedule. They run in turn, A B A B …, in blocks of steps; the ratio is the median over the pairs.
@@ -87,8 +87,8 @@ def seconds(run: Callable[[], object], device: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=40, help="steps in a block")
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=100, help="steps in a block")
     options = parser.parse_args()
     x = zoo.data.load("patches", n_train=4 * BATCH).train.x.to(options.device)
     cases = {"gaussian lin|lin elbo": ("gaussian", "lin", "elbo", gaussian), "poisson lin|lin elbo": ("poisson", "lin", "elbo", poisson),
@@ -98,7 +98,7 @@ def main() -> None:
     for name, (family, encoder, objective, loss) in cases.items():
         model = zoo.build(family, x.shape[1:], latents=LATENTS).to(options.device)
         guide = guides.build("amortized", model, encoder=encoder).to(options.device)
-        steps, pairs = (options.steps, options.pairs) if encoder == "lin" else (max(options.steps // 10, 1), max(options.pairs // 3, 3))
+        steps, pairs = (options.steps, options.pairs) if encoder == "lin" else (max(options.steps // 25, 1), max(options.pairs // 2, 3))
         ours = lambda s=steps, o=objective, m=model, g=guide: inference.fit(m, g, x, objective=o, steps=s, log_every=s, **SETTINGS)  # noqa: E731
         theirs = lambda s=steps, f=loss, m=model, g=guide: hand_written(f, m, g, x, s)  # noqa: E731
         ours(), theirs()

@@ -33,5 +33,6 @@ class Amortized(Guide):
             self.encoder = networks.encoder(encoder, model.event_shape, outputs, bias=bias, init_scale=init_scale)
 
     def delta(self, x: Tensor) -> dict[str, Tensor]:
-        parts = self.encoder(x).split([count * units for count, units in self.sizes.values()], dim=-1)
+        output = self.encoder(x)
+        parts = [output] if len(self.sizes) == 1 else output.split([count * units for count, units in self.sizes.values()], dim=-1)
         return {name: part.unflatten(-1, size) for (name, size), part in zip(self.sizes.items(), parts, strict=True)}

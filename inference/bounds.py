@@ -81,27 +81,38 @@ def exact_elbo(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0
     """
     if not hasattr(model, "expected_log_prob"):
         raise ValueError("the objective 'exact' needs a model with a closed-form reconstruction; use 'elbo'")
-    params = guide.posterior(x)
-    log_likelihood = model.expected_log_prob(x, params)
-    kl = exact_kl(model, params)
+    deltas, params = guide.delta(x), {}
+
+    def keep(name: str, family: Family, prior: Tensor) -> Tensor:
+        params[name] = family.posterior(prior, deltas[name])
+        return params[name]  # of no use: where the reconstruction has a closed form, no latent is below another
+
+    model.descend(keep)
+    log_likelihood, kl = model.expected_log_prob(x, params), exact_kl(model, params)
     bound = log_likelihood - beta * kl
     count(bound)
     return Bound(bound, log_likelihood, kl, bound)
 
 
 def exact_kl(model: Callable, params: dict[str, Tensor]) -> Tensor:
-    """Closed-form KL divergence from the model's prior of posteriors with parameters ``{site: (N, P, K)}``, ``(N,)``."""
-    parts = []
+    """Closed-form KL divergence from the model's prior of posteriors with parameters ``{site: (N, P, K)}``, ``(N,)``.
 
-    def score(name: str, family, prior: Tensor) -> Tensor:
+    For models whose prior does not depend on other latents.
+
+    Raises:
+        ValueError: if a family has no closed-form KL divergence.
+    """
+    divergences = []
+
+    def add(name: str, family: Family, prior: Tensor) -> Tensor:
         unit_kl = family.unit_kl(params[name], prior)
         if unit_kl is None:
             raise ValueError(f"the family of {name!r} has no closed-form KL divergence; use the objective 'elbo'")
-        parts.append(unit_kl.sum(-1))
-        return family.distribution(params[name]).mean
+        divergences.append(unit_kl.sum(-1))
+        return params[name]
 
-    model.descend(score)
-    return sum(parts)
+    model.descend(add)
+    return sum(divergences)
 
 
 def iwae(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0, particles: int = 8) -> Bound:
