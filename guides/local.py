@@ -26,6 +26,8 @@ class Local(Guide):
         ValueError: if no images are given; on call, if a batch of another size comes.
     """
 
+    per_image = True
+
     def __init__(self, model: nn.Module, data: object = None, *, start: Guide | None = None) -> None:
         super().__init__(model)
         if data is None:

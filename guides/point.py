@@ -26,6 +26,8 @@ class Point(nn.Module):
         ValueError: if no images are given.
     """
 
+    per_image = True
+
     def __init__(self, model: nn.Module, data: object = None, *, values: dict[str, Tensor] | None = None) -> None:
         super().__init__()
         if data is None:

@@ -33,6 +33,8 @@ def save(folder: str | Path, model: nn.Module, guide: nn.Module | None = None, *
         if not hasattr(part, "built_with"):
             maker = "zoo.build" if kind == "model" else "guides.build"
             raise ValueError(f"only a {kind} made by {maker} can be saved; save its state_dict yourself")
+    if getattr(guide, "per_image", False):
+        raise ValueError("a guide that keeps something for each of its images cannot be built again without them; save its posterior")
     config = {kind: part.built_with for kind, part in parts.items()} | about
     with atomic_folder(folder) as temporary:
         for kind, part in parts.items():

@@ -155,8 +155,11 @@ def _import_plugins(paths: list[Path] | None) -> None:
         spec = spec_from_file_location(path.stem, path)
         module = module_from_spec(spec)
         sys.modules[path.stem] = module
-        with _plain_errors():
+        try:
             spec.loader.exec_module(module)
+        except Exception as error:  # whatever is wrong in somebody's file: one line that names the file
+            typer.echo(f"zoo: the plugin {path} does not run: {type(error).__name__}: {error}", err=True)
+            raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":

@@ -106,6 +106,9 @@ def compare(
     data_options = _accepted(data, sizes["data_options"])
     if trained:
         fits = [_saved(Path(folder), data, data_options, seed, device) for folder in trained for seed in seeds]
+        names = [described["model"] for described in fits if described["seed"] == seeds[0]]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the saved models are {', '.join(names)}: compare one of each, as rows are told apart by the model's name")
     else:
         fits = [{"data": data, "data_options": data_options, "model": model, "options": {}, "latents": latents, "decoder": decoder,
                  "encoder": encoder, "objective": objective or choose_objective(model, decoder), "settings": settings, "seed": seed,

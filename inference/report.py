@@ -48,7 +48,7 @@ def _figures(out: Path, rows: Sequence[Row], first: Sequence[Row]) -> dict[str, 
             save(figure, out / f"dictionary_{name}.png")
             captions[f"dictionary_{name}.png"] = f"What each latent of the {name} model adds to the image, the most used first."
     shown = {f"{row.record['model']}·{row.record['method']}":
-             (row.arrays["reconstruction"][:PICTURES], row.arrays["mse"][:PICTURES]) for row in first}
+             (row.arrays["reconstruction"][:PICTURES], row.arrays["mse"][: min(PICTURES, len(row.arrays["x"]))]) for row in first}
     save(plot_reconstructions(first[0].arrays["x"][:PICTURES], shown, title="Held-out images and their posterior reconstructions"),
          out / "reconstructions.png")
     captions["reconstructions.png"] = "Held-out images, and the mean image under each posterior, with the expected squared error."

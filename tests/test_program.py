@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import kl_divergence
 
@@ -227,3 +227,38 @@ def test_programs_that_cannot_be_adopted_are_refused():
         guides.build("amortized", no_latents)
     with pytest.raises(ValueError, match="no latent sample sites"):
         guides.build("amortized", no_latents, torch.zeros(2, 1, 2, 2))
+
+
+def test_a_site_whose_unconstrained_space_is_smaller_is_inferred():
+    """A Dirichlet's simplex of four has three unconstrained dimensions."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            p = pyro.sample("p", dist.Dirichlet(torch.ones(4)))
+            return pyro.sample("x", dist.Normal(p.unflatten(-1, (1, 2, 2)), 0.1).to_event(3), obs=x)
+
+    x = torch.tensor([0.1, 0.2, 0.3, 0.4]).reshape(1, 1, 2, 2).expand(3, 1, 2, 2).contiguous()
+    guide = guides.build("amortized", model, x)
+    assert guide.delta(x)["p"].shape == (3, 2, 3)
+    mean = inference.infer(model, x, "local", objective="elbo", steps=200, draws=200).mean["p"]
+    torch.testing.assert_close(mean.sum(-1), torch.ones(3))
+    torch.testing.assert_close(mean, x.flatten(1), atol=0.06, rtol=0)
+
+
+def test_a_pyro_module_leaves_nothing_in_the_global_store():
+    class Model(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.loc = PyroParam(torch.zeros(4))
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(self.loc, 1.0).to_event(1))
+                return pyro.sample("x", dist.Normal(z.unflatten(-1, (1, 2, 2)), 1.0).to_event(3), obs=x)
+
+    with pyro.settings.context(module_local_params=True):
+        model = Model()
+    x = torch.randn(5, 1, 2, 2)
+    guide = guides.build("amortized", model, x)
+    inference.fit(model, guide, x, steps=3, progress=False)
+    assert not dict(pyro.get_param_store())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -49,23 +50,24 @@ class Adopted(nn.Module):
         self.program = program  # registered as a submodule if it is one
         self.event_shape = tuple(x.shape[1:])
         with torch.random.fork_rng(), torch.no_grad():
-            trace = poutine.trace(program).get_trace(x)
+            trace = poutine.trace(self.forward).get_trace(x)
         self.latents: dict[str, tuple[Family, int]] = {}
         for name, site in trace.nodes.items():
             if site["type"] == "sample" and not site["is_observed"] and not poutine.util.site_is_subsample(site):
                 family = family_of(name, site["fn"])
-                self.latents[name] = (family, prod(site["fn"].event_shape))
+                self.latents[name] = (family, prod(getattr(family, "inner_shape", site["fn"].event_shape)))
         if not self.latents:
             raise ValueError("the program has no latent sample sites to infer")
 
     def forward(self, x: Tensor | None = None, **options: object) -> object:
-        return self.program(x, **options)
+        with pyro.settings.context(module_local_params=True):  # a PyroModule keeps its weights out of the global store
+            return self.program(x, **options)
 
     def descend(self, draw: Callable[[str, Family, Tensor], Tensor], x: Tensor | None = None) -> dict[str, Tensor]:
         """Runs the program with ``draw`` in the place of each latent, the observation hidden from outer handlers."""
         walk = _Walk(self.latents, draw)
         with walk:
-            self.program(x)
+            self.forward(x)
         return walk.values
 
 
@@ -138,3 +140,6 @@ class Unconstrained(Family):
 
     def read(self, distribution: Distribution) -> Tensor:
         return torch.zeros(2, max(prod(self.inner_shape), 1))
+
+    def unit_kl(self, q: Tensor, p: Tensor) -> None:
+        """None: the KL divergence is from the site's own law, which these parameters do not tell."""

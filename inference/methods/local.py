@@ -18,7 +18,7 @@ __all__ = ["local"]
 
 
 def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int = 300, lr: float = 0.1,
-          objective: str | None = None, start: str = "guide", temperature: float = 0.1,
+          objective: str | None = None, start: str = "guide", temperature: float = 0.1, particles: int = 4,
           progress: Callable[[float], None] | None = None) -> Posterior:
     """Optimizes a ``local`` guide by Adam with a cosine learning rate, then draws from it.
 
@@ -29,6 +29,7 @@ def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
             form, else elbo.
         start: ``"guide"``, or ``"prior"`` to start from the prior although a guide is given.
         temperature: Of relaxed samples, for the objective ``"elbo"``.
+        particles: Draws per image and step, for the objectives ``"elbo"`` and ``"iwae"``.
         progress: Called now and then with the fraction of the steps that is done.
 
     The posterior's ``stats`` hold ``elbo_trace`` (``(steps,)``, mean over images, nats).
@@ -56,7 +57,7 @@ def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
         with torch.enable_grad(), pyro.validation_enabled(False):
             for step in range(steps):
                 ascent.param_groups[0]["lr"] = cosine(step / steps, lr, 0.0, 0.0)
-                bound = bound_of(model, program, x)
+                bound = bound_of(model, program, x, particles=particles)
                 ascent.zero_grad(set_to_none=True)
                 (-bound.surrogate.sum()).backward()
                 ascent.step()

@@ -117,7 +117,7 @@ def _best_move(model: Callable, x: Tensor, values: dict[str, Tensor], name: str,
         values = log_joint(model, values | {name: trial}, x)
     top, which = values.max(0)
     picked = trial[which, torch.arange(len(x), device=x.device)]
-    return top > now + 1e-5, picked
+    return top > now + 1e-5 + 1e-6 * now.abs(), picked  # more than the rounding of single floats
 
 
 def _curvature(model: Callable) -> Tensor | None:

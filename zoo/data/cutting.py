@@ -14,7 +14,8 @@ from zoo.data.whiten import whiten
 __all__ = ["box_average", "patch_dataset"]
 
 BORDER = 8  # pixels cut at the edge; beyond, what wraps around moves a patch, but for its mean, by less than 0.1 (unit as QUIET)
-QUIET = 0.5  # patches with less than this standard deviation, the photograph's being 1, are blank: sensor noise and nothing else
+# Patches with less than this standard deviation, the photograph's being 1, are left out: a z-score would show mostly noise.
+QUIET = 0.5
 
 
 def box_average(image: np.ndarray, factor: int = 2) -> np.ndarray:
@@ -34,7 +35,7 @@ def patch_dataset(name: str, train: Sequence[np.ndarray], test: Sequence[np.ndar
         size: Height and width of a patch.
         seed: Seed of the positions.
         zscore: ``"patch"``: every patch has mean 0 and variance 1 over its pixels, so ‖x‖² = D, and patches with less than half
-            of their whitened photograph's standard deviation, which are blank, are left out and replaced by others; ``"image"``:
+            of their whitened photograph's standard deviation, which are mostly noise, are left out and replaced by others; ``"image"``:
             every whitened photograph has mean 0 and variance 1; None: whitened values of photographs of variance 1 as they are.
         f0, as_published: See :func:`zoo.data.whiten.whiten`.
 

@@ -29,7 +29,7 @@ def patches(n_train: int = 40_000, n_test: int = 4_000, size: int = 16, seed: in
     return patch_dataset(
         "patches", [photograph(name) for name in TRAIN], [photograph(name) for name in TEST], n_train=n_train, n_test=n_test,
         size=size, seed=seed, zscore=zscore, f0=f0, as_published=as_published,
-        about=f"whitened patches; training pictures {', '.join(TRAIN)}; held-out pictures {', '.join(TEST)}")
+        about=f"whitened patches with some contrast; training pictures {', '.join(TRAIN)}; held-out pictures {', '.join(TEST)}")
 
 
 def photograph(name: str) -> np.ndarray:
