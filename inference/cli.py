@@ -41,7 +41,7 @@ def fit(
     data: Annotated[str, typer.Option(help="Data set.")] = "patches",
     budget: Annotated[str, typer.Option(help="smoke, default or paper.")] = "default",
     objective: Annotated[str | None, typer.Option(help="exact, elbo or iwae; exact where possible.")] = None,
-    latents: Annotated[int, typer.Option(help="Number of latents.")] = 512,
+    latents: Annotated[int | None, typer.Option(help="Number of latents; 512, or 64 on the smoke budget.")] = None,
     decoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     encoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     epochs: Annotated[float | None, typer.Option(help="Length of training, instead of the budget's.")] = None,
@@ -56,7 +56,7 @@ def fit(
     import inference
     import zoo
     from inference.checkpoint import check_free
-    from inference.comparison import choose_device, choose_objective
+    from inference.comparison import choose_device, choose_latents, choose_objective
     from inference.recipes import recipe
 
     with _plain_errors():
@@ -66,6 +66,7 @@ def fit(
             settings["epochs"] = epochs
         check_free(out)
         objective = objective or choose_objective(model, decoder)
+        latents = choose_latents(latents, budget)
         images = zoo.data.load(data)
         program = zoo.build(model, images, latents=latents, decoder=decoder, seed=seed)
         guide = guide_package.build("amortized", program, encoder=encoder, seed=seed)
@@ -79,16 +80,17 @@ def fit(
 @app.command()
 def compare(
     data: Annotated[str, typer.Option(help="Data set.")] = "patches",
-    models: Annotated[str, typer.Option(help="Latent families, separated by commas.")] = "gaussian,laplace,categorical,poisson",
+    models: Annotated[str | None, typer.Option(help="Latent families, separated by commas; the four of the zoo if not given.")] = None,
     methods: Annotated[str, typer.Option(help="Ways of inferring, separated by commas.")] = "amortized,local,map",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     budget: Annotated[str, typer.Option(help="smoke (seconds), default (minutes) or paper (as published).")] = "default",
     out: Annotated[Path, typer.Option(help="Folder for table, figures and posteriors.")] = Path("zoo-comparison"),
-    latents: Annotated[int | None, typer.Option(help="Latents per model.")] = None,
+    latents: Annotated[int | None, typer.Option(help="Latents per model; 512, or 64 on the smoke budget.")] = None,
     decoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     encoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     objective: Annotated[str | None, typer.Option(help="exact, elbo or iwae; exact where possible.")] = None,
-    trained: Annotated[list[Path] | None, typer.Option("--from", help="Start from a model saved by zoo fit; repeatable.")] = None,
+    trained: Annotated[
+        list[Path] | None, typer.Option("--from", help="Compare on a model saved by zoo fit, instead of training; repeatable.")] = None,
     device: Device = None,
     plugin: Plugin = None,
     quiet: Quiet = False,
@@ -103,7 +105,8 @@ def compare(
     with _plain_errors():
         seed_list = _seeds(seeds)
         result = inference.compare(
-            data, _names(models), _names(methods), seed_list, budget=budget, out=out, latents=latents, decoder=decoder, encoder=encoder,
+            data, None if models is None else _names(models), _names(methods), seed_list, budget=budget,
+            out=out, latents=latents, decoder=decoder, encoder=encoder,
             objective=objective, trained=trained or (), device=device, progress=not quiet)
     console, table = Console(), shown(result.rows, budget)
     needed = Console(width=400).measure(table).maximum
@@ -153,6 +156,9 @@ def _import_plugins(paths: list[Path] | None) -> None:
             typer.echo(f"zoo: no plugin file {path}", err=True)
             raise typer.Exit(2)
         spec = spec_from_file_location(path.stem, path)
+        if spec is None:
+            typer.echo(f"zoo: the plugin {path} is not a Python file (.py)", err=True)
+            raise typer.Exit(2)
         module = module_from_spec(spec)
         sys.modules[path.stem] = module
         try:

@@ -22,7 +22,7 @@ from inference.recipes import recipe
 from inference.report import write_report
 from inference.table import Row, gather
 
-__all__ = ["Comparison", "choose_device", "choose_objective", "compare"]
+__all__ = ["Comparison", "choose_device", "choose_latents", "choose_objective", "compare"]
 
 # What a budget means beside the training recipe: sizes of data and of what is inferred.
 SIZES: dict[str, dict[str, Any]] = {
@@ -31,6 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "paper": {"data_options": {}, "images": 2000, "draws": 20, "k": 1000, "keep": 100,
               "local_steps": 1000},
 }
+FOUR = ("gaussian", "laplace", "categorical", "poisson")
 SMOKE_LATENTS = 64
 DEFAULT_LATENTS = 512
 SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0}  # rough shares of the progress bar
@@ -51,7 +52,7 @@ class Comparison:
 
 def compare(
     data: str = "patches",
-    models: Sequence[str] = ("gaussian", "laplace", "categorical", "poisson"),
+    models: Sequence[str] | None = None,
     methods: Sequence[str] = ("amortized", "local", "map"),
     seeds: Sequence[int] = (0,),
     *,
@@ -69,7 +70,7 @@ def compare(
 
     Arguments:
         data: Name of a data set.
-        models: Names of models to train; ignored if ``trained`` is given.
+        models: Names of latent families to train models of; the zoo's four if None.
         methods: Names of ways of inferring.
         seeds: Seeds; each gives a training and an inference of its own.
         budget: ``"smoke"``, ``"default"`` or ``"paper"``: training recipe, sizes of data and of the evaluation.
@@ -78,7 +79,8 @@ def compare(
         latents: Latents per model; 512, or 64 for the smoke budget, if None.
         decoder, encoder: Networks of models and guides.
         objective: Training objective; if None, ``"exact"`` where the decoder is linear and the KL has a closed form, else ``"elbo"``.
-        trained: Folders of saved models (``zoo fit``) to start from instead of training.
+        trained: Folders of saved models (``zoo fit``) to compare on instead of training. Models, latents, networks and objective are
+            then theirs and must not be given, and there can be one seed only: there is one training to look at.
         device: Where to compute; a GPU if there is one, else the CPU, if None.
         progress: Whether to show progress, or what to call with (what is being done, fraction of all work done).
 
@@ -87,6 +89,13 @@ def compare(
         FileNotFoundError: for a folder in ``trained`` without a saved model.
     """
     out, device = Path(out), choose_device(device)
+    if trained:
+        choices = {"models": models is not None, "latents": latents is not None, "decoder": decoder != "lin", "encoder": encoder != "lin",
+                   "objective": objective is not None, "more than one seed": len(seeds) > 1}
+        given = [name for name, is_given in choices.items() if is_given]
+        if given:
+            raise ValueError(f"{', '.join(given)} cannot be chosen for saved models, which were trained as they are")
+    models = FOUR if models is None else models
     _check("models", models, [*zoo.latents.registry])
     _check("methods", methods, [*methods_registry])
     _check("seeds", seeds, None)
@@ -102,7 +111,7 @@ def compare(
         raise ValueError(f"unknown data {data!r}; known are: {', '.join(zoo.data.registry)}")
     settings = recipe(budget, data)
     sizes = SIZES[budget]
-    latents = latents or (SMOKE_LATENTS if budget == "smoke" else DEFAULT_LATENTS)
+    latents = choose_latents(latents, budget)
     data_options = _accepted(data, sizes["data_options"])
     if trained:
         fits = [_saved(Path(folder), data, data_options, seed, device) for folder in trained for seed in seeds]
@@ -202,12 +211,20 @@ def _check(what: str, chosen: Sequence, known: list[str] | None) -> None:
         raise ValueError(f"{what} are named twice: {', '.join(map(str, chosen))}")
 
 
+def choose_latents(latents: int | None, budget: str) -> int:
+    """The number that was asked for, or the budget's."""
+    return latents or (SMOKE_LATENTS if budget == "smoke" else DEFAULT_LATENTS)
+
+
 def choose_device(device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"the device {device!r} was asked for, but PyTorch sees no GPU here; use device 'cpu'")
-    return str(torch.device(device))
+    try:
+        return str(torch.device(device))
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}; use 'cpu' or 'cuda'") from None
 
 
 def _training_seconds(described: dict[str, Any]) -> float:

@@ -29,6 +29,7 @@ def write_report(out: Path, rows: Sequence[Row], budget: str) -> None:
     first = [row for row in rows if row.record["seed"] == rows[0].record["seed"]]
     figures = _figures(out, rows, first)
     _posteriors(out, rows)
+    _remove_stale(out, rows, figures)
     with atomic_file(out / "report.md") as temporary:
         temporary.write_text(_markdown(rows, figures, budget))
 
@@ -56,18 +57,21 @@ def _figures(out: Path, rows: Sequence[Row], first: Sequence[Row]) -> dict[str, 
     captions["frontier.png"] = "Rate against distortion, and sparsity against distortion: which trade each model and method makes."
     if any(row.record["nelbo"] == row.record["nelbo"] for row in rows):
         save(plot_gap(records), out / "gap.png")
-        captions["gap.png"] = "NELBO by method on the same frozen model; what the encoder loses against per-image optimization."
+        captions["gap.png"] = ("NELBO by method on the same frozen model; what the encoder loses against per-image optimization. "
+                               "± is a standard error: over images, and over seeds where there are several.")
     kls = {row.record["model"]: row.arrays["unit_kl"] for row in first if row.record["method"] == "amortized" and "unit_kl" in row.arrays}
     if kls:
         figure = new_figure(7.0, 4.5)
         plot_active_curve(kls, figure.add_subplot())
         save(figure, out / "active.png")
-        captions["active.png"] = "Fraction of latents in use, for every threshold one might choose."
+        captions["active.png"] = "Fraction of latents in use under the amortized posterior, for every threshold one might choose."
     histories = {name: config["history"] for name, row in trained.items() if (config := read_fit(row.trained)).get("history")}
     if histories:
         pixels = first[0].arrays["x"][0].numel()
         save(plot_training(histories, offset=unit_scale_offset(pixels)), out / "training.png")
-        captions["training.png"] = "Training: the bound on training images, against steps and seconds."
+        captions["training.png"] = (
+            "Training: the NELBO (−ELBO less its constant) on training images, against steps and seconds; β, the weight of the KL, "
+            "rises in the shaded part.")
     return captions
 
 
@@ -78,6 +82,14 @@ def _posteriors(out: Path, rows: Sequence[Row]) -> None:
         name = f"{row.record['model']}-{row.record['method']}-seed{row.record['seed']}.nc"
         with atomic_file(folder / name) as temporary:
             shutil.copyfile(row.inferred / "posterior.nc", temporary)
+
+
+def _remove_stale(out: Path, rows: Sequence[Row], figures: dict[str, str]) -> None:
+    """Removes figures and posteriors of an earlier comparison in this folder that this one does not have."""
+    posteriors = {f"{row.record['model']}-{row.record['method']}-seed{row.record['seed']}.nc" for row in rows}
+    for path in [*out.glob("dictionary_*.png"), *(out / "posteriors").glob("*.nc")]:
+        if path.name not in figures and path.name not in posteriors:
+            path.unlink()
 
 
 def _markdown(rows: Sequence[Row], figures: dict[str, str], budget: str) -> str:
@@ -92,7 +104,11 @@ def _markdown(rows: Sequence[Row], figures: dict[str, str], budget: str) -> str:
         "Models were trained with the amortized guide and then frozen: rows of one model differ in inference alone. "
         + ("Numbers are mean ± standard deviation over seeds." if len(seeds) > 1 else "One seed: no spread over seeds."), "",
         *table, "", *(f"- **{name}**: {definition(name)}" for name in SHOWN), "",
-        "`table.csv` has all columns for every seed; `posteriors/` the posteriors of the first images, to be opened with "
+        "`map` is a single point: its mse is that of the point, the others' an expectation over draws, which no point has to pay for. "
+        "Standard errors over images are in `table.csv` (`…_se`). Times are of this machine, with whatever else ran on it."
+        + (" On the smoke budget the numbers mean nothing yet." if budget == "smoke" else ""), "",
+        f"`table.csv` has all columns for every seed; `posteriors/` the posteriors of the first {len(rows[0].arrays['x'])} images, to be "
+        "opened with "
         "`arviz.from_netcdf`.", ""]
     for name, caption in figures.items():
         parts += [f"![{caption}]({name})", "", caption, ""]

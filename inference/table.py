@@ -22,8 +22,8 @@ GAP_COLUMNS = {
     "gap": "amortization gap: elbo of 'local' minus elbo of 'amortized' on the same images, nats per image",
     "gap_se": "standard error of gap over images",
 }
-SHOWN = {"nelbo": ".2f", "gap": ".2f", "mse": ".2f", "kl": ".2f", "log_px_bound": ".2f", "r2": ".3f", "lifetime_sparsity": ".3f",
-         "zeros": ".3f", "active": ".3f", "ms_per_image": ".2f"}
+SHOWN = {"nelbo": ".1f", "gap": ".2f", "mse": ".1f", "kl": ".1f", "log_px_bound": ".1f", "lifetime_sparsity": ".3f", "zeros": ".3f",
+         "active": ".3f", "ms_per_image": ".2f"}
 
 
 @dataclass
@@ -86,9 +86,9 @@ def shown(rows: Sequence[Row], budget: str) -> Any:
     lines = summarize(rows)
     table = Table(title=f"{rows[0].record['data']}: {len(rows[0].arrays['mse'])} held-out images, budget {budget}", box=SIMPLE_HEAD,
                   caption="\n".join(f"{name}: {definition(name)}" for name in SHOWN), caption_justify="left", pad_edge=False,
-                  title_justify="left")
+                  title_justify="left", padding=0, show_edge=False)
     for name in [*KEYS[1:3], *SHOWN]:
-        table.add_column(name.replace("_", "\n", 1).replace("_", " "), justify="left" if name in KEYS else "right", no_wrap=True)
+        table.add_column("\n".join(name.rsplit("_", 1)), justify="left" if name in KEYS else "right", no_wrap=True)
     for line in lines:
         table.add_row(*(line[name] for name in [*KEYS[1:3], *SHOWN]))
     return table

@@ -192,3 +192,11 @@ def test_a_damaged_plugin_or_an_occupied_name_gets_one_line(tmp_path):
     taken = tmp_path / "taken.py"
     taken.write_text("import zoo\n\n\n@zoo.latents.register('poisson', 'mine')\nclass Mine(zoo.latents.Family):\n    pass\n")
     assert refused(zoo_command("list", "--plugin", taken), "'poisson' is already taken")
+
+
+def test_a_plugin_that_is_no_python_or_does_not_run_gets_one_line(tmp_path):
+    notes, broken = tmp_path / "notes.md", tmp_path / "broken.py"
+    notes.write_text("# notes")
+    broken.write_text("import no_such_module_at_all")
+    assert refused(zoo_command("list", "--plugin", notes), "is not a Python file")
+    assert refused(zoo_command("list", "--plugin", broken), "does not run: ModuleNotFoundError")

@@ -18,6 +18,7 @@ from inference.table import GAP_COLUMNS, summarize, write_csv
 from zoo.data import Data, Dataset
 
 TINY = {"data": "tiny", "latents": 8, "budget": "smoke", "progress": False, "device": "cpu"}
+FOR_SAVED = {name: value for name, value in TINY.items() if name != "latents"}  # saved models have theirs
 
 
 def tiny(n_train=60, n_test=20, seed=0):
@@ -90,7 +91,7 @@ def test_one_row_for_each_data_model_method_and_seed(tmp_path, unchanged_generat
     values = [r["mse"] for r in result.records if (r["model"], r["method"]) == ("poisson", "map")]
     mean, spread = sum(values) / 2, abs(values[0] - values[1]) / math.sqrt(2)
     assert next(line for line in lines if (line["model"], line["method"]) == ("poisson",
-                                                                              "map"))["mse"] == f"{mean:.2f} ± {spread:.2f}"
+                                                                              "map"))["mse"] == f"{mean:.1f} ± {spread:.1f}"
 
     assert not [path for path in (tmp_path / "c").rglob(".*")]  # nothing half-written
 
@@ -212,7 +213,7 @@ def zoo_guide(model):
 def test_from_saved_models(tmp_path, table_only):
     folder = saved(tmp_path / "model")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    settings = {"trained": [folder], "methods": ["amortized", "local"], "out": tmp_path / "c"} | TINY
+    settings = {"trained": [folder], "methods": ["amortized", "local"], "out": tmp_path / "c"} | FOR_SAVED
     result = compare(**settings)
     assert [(row["model"], row["method"]) for row in result.records] == [("gaussian", "amortized"), ("gaussian", "local")]
     assert all(row.trained == folder for row in result.rows) and result.records[0]["gap"] > 0
@@ -236,7 +237,9 @@ def test_from_saved_models(tmp_path, table_only):
     ({"encoder": "cnn"}, ValueError, "unknown encoders 'cnn'"), ({"objective": "exat"}, ValueError, "unknown objectives 'exat'"),
     ({"objective": "exact", "decoder": "mlp"}, ValueError, "needs the decoder 'lin'"),
     ({"latents": 0}, ValueError, "latents must be at least 1"),
-    ({"trained": ["nowhere"]}, FileNotFoundError, "config.json is missing"), ({"device": "cuda"}, ValueError, "sees no GPU")])
+    ({"trained": ["nowhere"], "models": None, "latents": None}, FileNotFoundError, "config.json is missing"),
+    ({"trained": ["nowhere"], "seeds": [0, 1]}, ValueError, "models, latents, more than one seed cannot be chosen for saved models"),
+    ({"device": "cuda"}, ValueError, "sees no GPU"), ({"device": "tpu"}, ValueError, "unknown device 'tpu'")])
 def test_bad_requests_are_refused_before_anything_is_written(tmp_path, monkeypatch, change, error, words):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(error, match=words):
@@ -247,10 +250,15 @@ def test_bad_requests_are_refused_before_anything_is_written(tmp_path, monkeypat
 def test_saved_models_that_do_not_fit_are_refused(tmp_path):
     bare = saved(tmp_path / "bare", guide=False)
     with pytest.raises(ValueError, match="saved without a guide"):
-        compare(trained=[bare], out=tmp_path / "c", **TINY)
+        compare(trained=[bare], out=tmp_path / "c", **FOR_SAVED)
     assert not (tmp_path / "c").exists()
     with pytest.raises(ValueError, match=r"expected images \(N, 1, 4, 4\)"):
-        compare(trained=[saved(tmp_path / "small", pixels=(1, 4, 4))], out=tmp_path / "c", **TINY)
+        compare(trained=[saved(tmp_path / "small", pixels=(1, 4, 4))], out=tmp_path / "c", **FOR_SAVED)
+
+
+def test_two_saved_models_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="gaussian, gaussian: compare one of each"):
+        compare(trained=[saved(tmp_path / "a"), saved(tmp_path / "b")], out=tmp_path / "c", **FOR_SAVED)
 
 
 def test_a_cell_is_named_by_all_of_its_description():

@@ -49,7 +49,7 @@ def test_training_draws_the_negative_bound_against_steps_and_seconds():
 
 def test_training_without_warm_up_has_no_shade_and_one_row_is_enough():
     left, _ = plots.plot_training({"poisson": [{**row, "beta": 1.0} for row in history(300.0, steps=1)]}).axes
-    assert not left.patches and left.get_ylabel() == "−ELBO (nats per image)"
+    assert not left.patches and left.get_ylabel() == "training −ELBO (nats per image)"
     plots.plot_training({"poisson": [{"step": 1, "seconds": 1.0, "elbo": -3.0}]})
 
 

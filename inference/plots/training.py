@@ -55,7 +55,7 @@ def plot_training(histories: Mapping[str, Sequence[Mapping[str, float]]], *, off
     left.set_ylim(*_limits([nelbo for _, _, nelbo, _ in curves.values()]))
     left.set_xlabel("training step")
     right.set_xlabel("time (seconds)")
-    left.set_ylabel(f"−ELBO{f' − {offset:.1f}' if offset else ''} (nats per image)")
+    left.set_ylabel(f"training −ELBO{f' − {offset:.1f}' if offset else ''} (nats per image)")
     for ax in (left, right):
         ax.set_xlim(left=0)
     handles, labels = right.get_legend_handles_labels()
