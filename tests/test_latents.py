@@ -186,3 +186,14 @@ def test_the_excess_of_sampled_over_decoded_mean_error_is_the_decoded_variance()
     at_mean = (x - family.moments(params)[0] @ weight.T).square().sum(-1)
     error = (sampled.mean(0) - at_mean - family.decoded_variance(params, weight)).abs() / (sampled.std(0) / len(counts) ** 0.5)
     assert (error < 4).all(), error
+
+
+@pytest.mark.parametrize("lead", [((), (4,)), ((4,), (4,)), ((3, 1), (4,)), ((3, 4), (4,))])
+def test_the_written_out_gradients_of_gaussian_latents(lead):
+    """Residual and KL against finite differences, whatever of prior and delta is broadcast."""
+    generator = torch.Generator().manual_seed(0)
+    prior, delta = (torch.randn(*shape, 2, 5, dtype=torch.double, generator=generator).requires_grad_() for shape in lead)
+    family = zoo.latents.registry["gaussian"]()
+    assert torch.autograd.gradcheck(family.posterior, (prior, delta))
+    assert torch.autograd.gradcheck(family.unit_kl, (delta, prior))
+    assert torch.autograd.gradgradcheck(family.unit_kl, (delta, prior))

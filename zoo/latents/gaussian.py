@@ -86,7 +86,7 @@ class _Residual(torch.autograd.Function):
         bend = torch.tanh(delta[..., 1, :] / LOG_SCALE_BOUND)
         torch.add(prior[..., 1, :], bend, alpha=LOG_SCALE_BOUND, out=params[..., 1, :])
         ctx.save_for_backward(bend)
-        ctx.prior_shape = prior.shape
+        ctx.shapes = prior.shape, delta.shape
         return params
 
     @staticmethod
@@ -95,7 +95,8 @@ class _Residual(torch.autograd.Function):
         bend, = ctx.saved_tensors
         to_delta = gradient.clone()
         to_delta[..., 1, :] *= 1.0 - bend.square()
-        return gradient.sum_to_size(ctx.prior_shape) if ctx.needs_input_grad[0] else None, to_delta
+        to_prior = gradient.sum_to_size(ctx.shapes[0]) if ctx.needs_input_grad[0] else None
+        return to_prior, to_delta.sum_to_size(ctx.shapes[1])
 
 
 class _NormalKL(torch.autograd.Function):
@@ -117,4 +118,4 @@ class _NormalKL(torch.autograd.Function):
         to_p = None
         if ctx.needs_input_grad[1]:
             to_p = -torch.stack([gradient * slope, gradient * (ratio - 1.0 + slope * shift)], dim=-2).sum_to_size(p.shape)
-        return to_q, to_p
+        return to_q.sum_to_size(q.shape), to_p
