@@ -5,14 +5,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import pyro
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.latents.base import Family
 from zoo.program import Adopted
 
-__all__ = ["Guide", "center", "images_of"]
+__all__ = ["Guide", "center"]
 
 
 class Guide(nn.Module):
@@ -75,16 +74,3 @@ def center(distribution: Distribution) -> Tensor:
         for transform in distribution.transforms:
             value = transform(value)
         return value
-
-
-def images_of(data: object) -> Tensor:
-    """Images of a data set (its training images) or the tensor itself.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    data = getattr(data, "train", data)
-    x = getattr(data, "x", data)
-    if not isinstance(x, torch.Tensor):
-        raise ValueError(f"expected images as a tensor or a data set, not {type(data).__name__}")
-    return x

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from guides.base import Guide, images_of
+from guides.base import Guide
+from zoo.data.base import images_of
 
 __all__ = ["Local"]
 

@@ -6,7 +6,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from guides.base import center, images_of
+from guides.base import center
+from zoo.data.base import images_of
 from zoo.latents.base import Family
 from zoo.latents.support import support_kind
 

@@ -22,7 +22,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from inference.density import count
+from inference.density import count, sites
 from zoo.latents.base import Family
 
 __all__ = ["Bound", "OBJECTIVES", "elbo", "exact_elbo", "iwae"]
@@ -197,11 +197,11 @@ def _run(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[d
     with pyro.validation_enabled(False):
         q_trace = poutine.trace(guide).get_trace(x)
         p_trace = poutine.trace(poutine.replay(model, trace=q_trace)).get_trace(x)
-    q_sites = _sites(q_trace, observed=False)
-    p_sites = _sites(p_trace, observed=False)
+    q_sites = sites(q_trace, observed=False)
+    p_sites = sites(p_trace, observed=False)
     if set(q_sites) != set(p_sites):
         raise ValueError(f"the guide draws {', '.join(q_sites) or 'nothing'}, the model has {', '.join(p_sites) or 'no latents'}")
-    log_likelihood = sum(site["fn"].log_prob(site["value"]) for site in _sites(p_trace, observed=True).values())
+    log_likelihood = sum(site["fn"].log_prob(site["value"]) for site in sites(p_trace, observed=True).values())
     return q_sites, p_sites, log_likelihood
 
 
@@ -211,11 +211,6 @@ def _in_plate(program: Callable, particles: int) -> Callable:
             return program(x)
 
     return run
-
-
-def _sites(trace: poutine.Trace, observed: bool) -> dict:
-    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"
-            and site["is_observed"] == observed and not poutine.util.site_is_subsample(site)}
 
 
 def _closed_form(q: Distribution, p: Distribution) -> Tensor | None:

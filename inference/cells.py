@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
@@ -40,7 +41,7 @@ def digest(description: dict[str, Any]) -> str:
 def folder_of(out: Path, description: dict[str, Any]) -> Path:
     """Where the result of a cell is, or will be."""
     fitted = description.get("fit", description)
-    words = [fitted.get("model", "saved"), description.get("method", "fit"), f"seed{description['seed']}"]
+    words = [fitted["model"], description.get("method", "fit"), f"seed{description['seed']}"]
     return out / "cells" / "-".join([*words, digest(description)])
 
 
@@ -50,19 +51,17 @@ def fit_cell(description: dict[str, Any], out: Path, report: Report) -> Path:
     if folder.exists():
         report(1.0)
         return folder
+    training = folder.with_name(f".{folder.name}-training")
     data = load_data(description["data"], description["data_options"])
     seed, device = description["seed"], description["device"]
     model = zoo.build(description["model"], data, latents=description["latents"], decoder=description["decoder"], seed=seed,
                       **description["options"])
     guide = guides.build("amortized", model, encoder=description["encoder"], seed=seed)
     history = fit(model, guide, data, objective=description["objective"], seed=seed, device=device,
-                  progress=lambda step, steps, row: report(step / steps), checkpoint=folder.with_name(f".{folder.name}-training"),
+                  progress=lambda step, steps, row: report(step / steps), checkpoint=training,
                   **description["settings"])
     save(folder, model, guide, description=description, history=history.rows)
-    training = folder.with_name(f".{folder.name}-training")
-    for left in training.glob("*"):
-        left.unlink()
-    training.rmdir()
+    shutil.rmtree(training)
     return folder
 
 

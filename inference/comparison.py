@@ -28,8 +28,7 @@ __all__ = ["Comparison", "choose_device", "choose_latents", "choose_objective", 
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"data_options": {"n_train": 2000, "n_test": 64}, "images": 64, "draws": 4, "k": 8, "keep": 16, "local_steps": 30},
     "default": {"data_options": {}, "images": 500, "draws": 20, "k": 100, "keep": 100, "local_steps": 300},
-    "paper": {"data_options": {}, "images": 2000, "draws": 20, "k": 1000, "keep": 100,
-              "local_steps": 1000},
+    "paper": {"data_options": {}, "images": 2000, "draws": 20, "k": 1000, "keep": 100, "local_steps": 1000},
 }
 FOUR = ("gaussian", "laplace", "categorical", "poisson")
 SMOKE_LATENTS = 64
@@ -123,7 +122,7 @@ def compare(
                  "encoder": encoder, "objective": objective or choose_objective(model, decoder), "settings": settings, "seed": seed,
                  "device": device, "source": _source(model)} for seed in seeds for model in models]
     work = [(described, [_inference(described, method, sizes) for method in methods]) for described in fits]
-    total = sum((0.0 if "saved" in described else _training_seconds(described)) + sum(SECONDS.get(m, 20.0) for m in methods)
+    total = sum(_training_seconds(described) + sum(SECONDS.get(m, 20.0) for m in methods)
                 for described, _ in work) / 0.98  # the rest is for the figures
 
     out.mkdir(parents=True, exist_ok=True)
@@ -131,8 +130,7 @@ def compare(
     with _display(progress) as show:
         done = 0.0
         for described, inferences in work:
-            name = described.get("model", "saved")
-            share = 0.0 if "saved" in described else _training_seconds(described)
+            name, share = described["model"], _training_seconds(described)
 
             def training(fraction: float, name=name, share=share, before=done) -> None:
                 show(f"training {name}", (before + share * fraction) / total)
@@ -217,6 +215,11 @@ def choose_latents(latents: int | None, budget: str) -> int:
 
 
 def choose_device(device: str | None) -> str:
+    """The device that was asked for; a GPU if there is one, else the CPU, if none was.
+
+    Raises:
+        ValueError: for a GPU where there is none, or an unknown device.
+    """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -228,6 +231,8 @@ def choose_device(device: str | None) -> str:
 
 
 def _training_seconds(described: dict[str, Any]) -> float:
+    if "saved" in described:
+        return 0.0
     return 0.01 * described["settings"].get("steps", 100 * described["settings"].get("epochs", 1)) + 1.0
 
 

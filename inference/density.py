@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["Cost", "count", "counting", "latent_sites", "log_joint", "observation"]
+__all__ = ["Cost", "count", "counting", "latent_sites", "log_joint", "observation", "sites"]
 
 
 @dataclass
@@ -104,5 +104,10 @@ def latent_sites(model: Callable, x: Tensor) -> dict[str, dict]:
     """The latent sample sites of ``model(x)`` in order: ``{site: Pyro's record of it}``; the global generator is left alone."""
     with torch.random.fork_rng(), torch.no_grad():
         trace = poutine.trace(model).get_trace(x)
-    return {name: site for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not site["is_observed"] and not poutine.util.site_is_subsample(site)}
+    return sites(trace, observed=False)
+
+
+def sites(trace: poutine.Trace, observed: bool) -> dict[str, dict]:
+    """The sample sites of a trace that are observed, or those that are not, without the subsampling of plates."""
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"
+            and site["is_observed"] == observed and not poutine.util.site_is_subsample(site)}

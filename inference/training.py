@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +16,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from guides.base import images_of
 from inference import checkpoint as saved
 from inference.bounds import OBJECTIVES
+from inference.frozen import frozen
 from inference.schedules import cosine, ramp
+from zoo.data.base import images_of
 from zoo.latents.base import Family
 from zoo.program import adopt
 
@@ -231,20 +232,15 @@ def _summary(bound: object) -> Tensor:
 @contextmanager
 def _training(model: nn.Module, guide: nn.Module, freeze_model: bool, seed: int) -> Iterator[None]:
     """Training mode, a seeded generator, the model frozen if asked; everything as before (in evaluation mode) afterwards."""
-    frozen = [p for p in model.parameters() if p.requires_grad] if freeze_model else []
     devices = sorted({p.device.index or 0 for p in guide.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), frozen(model) if freeze_model else nullcontext():
         torch.manual_seed(seed)
         try:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
             model.train(not freeze_model)
             guide.train()
             with pyro.validation_enabled(False):  # a third of a step otherwise, and a host sync for every site
                 yield
         finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
             model.eval()
             guide.eval()
             guide.temperature = 0.0

@@ -18,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, biject_to, constraints
 
+from zoo.data.base import images_of
 from zoo.latents.base import Family
 from zoo.latents.support import support_kind
 
@@ -38,8 +39,7 @@ def adopt(model: Callable, data: object = None) -> nn.Module:
         return model
     if data is None:
         raise ValueError("a Pyro program from outside the zoo is run once to see its sites: give data")
-    x = getattr(getattr(data, "train", data), "x", getattr(data, "train", data))
-    return Adopted(model, x[:2])
+    return Adopted(model, images_of(data)[:2])
 
 
 class Adopted(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from inference.density import sites
 from inference.posterior import Posterior
 
 __all__ = ["amortized", "draw"]
@@ -30,7 +31,6 @@ def draw(guide: nn.Module, x: Tensor, draws: int) -> Posterior:
     """``draws`` exact samples of a guide for every image, with its parameters where it tells them."""
     with pyro.validation_enabled(False), pyro.plate("draws", draws, dim=-2):
         trace = poutine.trace(guide).get_trace(x)
-    samples = {name: site["value"].unsqueeze(0) for name, site in trace.nodes.items()
-               if site["type"] == "sample" and not poutine.util.site_is_subsample(site)}
+    samples = {name: site["value"].unsqueeze(0) for name, site in sites(trace, observed=False).items()}
     params = guide.posterior(x) if hasattr(guide, "posterior") else None
     return Posterior("amortized", samples, params=params)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import guides
 from inference.bounds import OBJECTIVES
+from inference.frozen import frozen
 from inference.methods.amortized import draw
 from inference.posterior import Posterior
 from inference.schedules import cosine
@@ -50,24 +51,17 @@ def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
     parameters = list(program.parameters())
     ascent = torch.optim.Adam(parameters, lr=lr)
     trace = torch.zeros(steps, device=x.device)
-    frozen = [p for p in getattr(model, "parameters", list)() if p.requires_grad]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        with torch.enable_grad(), pyro.validation_enabled(False):
-            for step in range(steps):
-                ascent.param_groups[0]["lr"] = cosine(step / steps, lr, 0.0, 0.0)
-                bound = bound_of(model, program, x, particles=particles)
-                ascent.zero_grad(set_to_none=True)
-                (-bound.surrogate.sum()).backward()
-                ascent.step()
-                trace[step] = bound.value.detach().mean()
-                if progress is not None and step % 10 == 0:
-                    progress(step / steps)
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        program.temperature = 0.0
+    with frozen(model), torch.enable_grad(), pyro.validation_enabled(False):
+        for step in range(steps):
+            ascent.param_groups[0]["lr"] = cosine(step / steps, lr, 0.0, 0.0)
+            bound = bound_of(model, program, x, particles=particles)
+            ascent.zero_grad(set_to_none=True)
+            (-bound.surrogate.sum()).backward()
+            ascent.step()
+            trace[step] = bound.value.detach().mean()
+            if progress is not None and step % 10 == 0:
+                progress(step / steps)
+    program.temperature = 0.0
     posterior = draw(program, x, draws)
     posterior.stats["elbo_trace"] = trace
     return posterior

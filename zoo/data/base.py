@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "Dataset"]
+__all__ = ["Data", "Dataset", "images_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,3 +93,16 @@ class Dataset:
     def to(self, device: str | torch.device) -> Dataset:
         """The same on ``device``."""
         return Dataset(self.name, self.train.to(device), self.test.to(device), self.about)
+
+
+def images_of(data: object) -> Tensor:
+    """Images of a data set (its training images) or the tensor itself.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    data = getattr(data, "train", data)
+    x = getattr(data, "x", data)
+    if not isinstance(x, Tensor):
+        raise ValueError(f"expected images as a tensor or a data set, not {type(data).__name__}")
+    return x
