@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 import guides
 import zoo
 from inference.checkpoint import load, save
-from inference.files import atomic_folder
 from inference.methods.run import infer
 from inference.metrics.memory import bytes_per_image
 from inference.metrics.scores import score
 from inference.training import fit
+from zoo.files import atomic_folder
 
 __all__ = ["digest", "fit_cell", "folder_of", "infer_cell", "load_data", "read_fit", "read_scores"]
 

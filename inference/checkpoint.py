@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from inference.files import atomic_file, atomic_folder
+from zoo.files import atomic_file, atomic_folder
 
 __all__ = ["exists", "load", "resume", "save", "write"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inference.density import observation
-from inference.files import atomic_file
+from zoo.files import atomic_file
 
 __all__ = ["Posterior"]
 

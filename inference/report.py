@@ -8,7 +8,6 @@ from pathlib import Path
 
 from inference.cells import read_fit
 from inference.checkpoint import load
-from inference.files import atomic_file
 from inference.plots.activity import plot_active_curve
 from inference.plots.dictionary import plot_dictionary
 from inference.plots.frontier import plot_frontier
@@ -17,6 +16,7 @@ from inference.plots.reconstructions import plot_reconstructions
 from inference.plots.style import new_figure, save
 from inference.plots.training import plot_training, unit_scale_offset
 from inference.table import SHOWN, Row, definition, summarize, write_csv
+from zoo.files import atomic_file
 
 __all__ = ["write_report"]
 

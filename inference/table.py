@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from inference.cells import read_fit, read_scores
-from inference.files import atomic_file
 from inference.metrics.scores import COLUMNS
+from zoo.files import atomic_file
 
 __all__ = ["GAP_COLUMNS", "KEYS", "Row", "gather", "shown", "summarize", "write_csv"]
 

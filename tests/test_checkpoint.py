@@ -12,7 +12,7 @@ import inference
 import zoo
 from inference import checkpoint
 from inference.bounds import elbo
-from inference.files import atomic_file, atomic_folder
+from zoo.files import atomic_file, atomic_folder
 
 X = torch.randn(8, 1, 3, 3, generator=torch.Generator().manual_seed(0))
 

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from inference.files import atomic_file
+from zoo.files import atomic_file
 
 __all__ = ["MUTED", "POINT", "line_styles", "model_colors", "method_markers", "new_figure", "save", "split_label", "styled"]
 

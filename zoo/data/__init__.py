@@ -14,6 +14,7 @@ registry = Registry("data", {
     "olshausen": ("zoo.data.olshausen:olshausen", "whitened patches of Olshausen and Field's ten images; fetched"),
     "mnist": ("zoo.data.digits:mnist", "handwritten digits, 28 × 28, in [0, 1], with labels; fetched"),
     "digits": ("zoo.data.digits:digits", "handwritten digits, 8 × 8, in [0, 1], with labels; ships with scikit-learn"),
+    "rofl": ("zoo.data.rofl:rofl", "retinal optic flow with its causes: rofl/fixate-1, transl-1, obj-1, terrain-1, pursuit-1, … (n ≤ 8)"),
     "omniglot": ("zoo.data.omniglot:omniglot", "handwritten characters of five alphabets, 28 × 28, in [0, 1]; fetched"),
 })
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,16 +74,22 @@ class Dataset:
         name: Its name in ``zoo list``.
         train, test: The two parts; ``about`` says how they were split.
         about: What the numbers are, in a sentence or two.
+        validation: A second part that is held out, on which readouts are fitted, or None.
+        noise: Standard deviation of a pixel, in the unit of ``x``, that models of these images assume unless told otherwise; None for
+            data scaled so that the models' own default fits.
     """
 
     name: str
     train: Data
     test: Data
     about: str
+    validation: Data | None = None
+    noise: float | None = None
 
     def __post_init__(self) -> None:
-        if self.train.event_shape != self.test.event_shape:
-            raise ValueError(f"training images {self.train.event_shape} and test images {self.test.event_shape} differ in shape")
+        for part in (self.test, self.validation):
+            if part is not None and part.event_shape != self.train.event_shape:
+                raise ValueError(f"training images {self.train.event_shape} and held-out images {part.event_shape} differ in shape")
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -92,7 +98,8 @@ class Dataset:
 
     def to(self, device: str | torch.device) -> Dataset:
         """The same on ``device``."""
-        return Dataset(self.name, self.train.to(device), self.test.to(device), self.about)
+        validation = None if self.validation is None else self.validation.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
 
 
 def images_of(data: object) -> Tensor:

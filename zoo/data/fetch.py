@@ -6,13 +6,14 @@ import hashlib
 import http.client
 import lzma
 import os
-import secrets
 import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Source", "fetch"]
+from zoo.files import atomic_file
+
+__all__ = ["Source", "cache_folder", "fetch"]
 
 TIMEOUT = 30.0  # seconds without an answer
 CHUNK = 1 << 16  # bytes read between two steps of the progress display
@@ -40,12 +41,17 @@ def fetch(source: Source) -> bytes:
     """
     if folder := os.environ.get("ZOO_DATA"):
         return _given(Path(folder).expanduser() / source.path, source)
-    path = Path(os.environ.get("ZOO_CACHE") or "~/.cache/perception-zoo").expanduser() / source.path
+    path = cache_folder() / source.path
     if path.is_file() and _sum(content := path.read_bytes()) == source.sha256:
         return content
     content = _download(source)
     _store(path, content)
     return content
+
+
+def cache_folder() -> Path:
+    """Where fetched and generated data are kept: ``ZOO_CACHE``, by default ``~/.cache/perception-zoo``."""
+    return Path(os.environ.get("ZOO_CACHE") or "~/.cache/perception-zoo").expanduser()
 
 
 def _given(path: Path, source: Source) -> bytes:
@@ -89,16 +95,11 @@ def _read(answer, name: str) -> bytes:
 
 
 def _store(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}")  # in the same folder, so that it can take its place at once
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise OSError(f"could not store {path}: {error}; set ZOO_CACHE to a folder with {len(content):,} bytes free") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 def _checked(content: bytes, source: Source, where: str) -> bytes:

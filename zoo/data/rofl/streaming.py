@@ -1,0 +1,79 @@
+"""Fresh frames without end: generated on the device when they are asked for, never stored."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from zoo.data.base import Data
+from zoo.data.rofl.acceptance import generate
+from zoo.data.rofl.factors import factors
+from zoo.data.rofl.render import render
+from zoo.data.rofl.world import World
+
+__all__ = ["Stream", "derived_seed"]
+
+BLOCK_PIXELS = 16384 * 289  # frames are made in blocks of this many pixels, as small batches would cost as much as large ones
+
+
+class Stream:
+    """An endless sequence of accepted frames; frame i is the same whenever it is asked for, with the same seed on the same kind of device.
+
+    Arguments:
+        world: A category, or settings.
+        seed: Seed of the sequence; no sequence shares frames with a fixed split.
+        device: Where the frames are made and stay.
+
+    ``inference.fit`` takes a stream in the place of a data set: no frame is then seen twice.
+
+    Attributes:
+        event_shape: Shape of one frame.
+        noise: As that of a data set.
+    """
+
+    noise = 0.05
+
+    def __init__(self, world: World | str = "fixate-1", *, seed: int = 0, device: str | torch.device = "cpu") -> None:
+        self.world = World(world) if isinstance(world, str) else world
+        self.seed, self.device = seed, torch.device(device)
+        self.event_shape = (2, self.world.resolution, self.world.resolution)
+        self.block = max(BLOCK_PIXELS // self.world.resolution**2, 256)
+        self._held: tuple[int, dict[str, Tensor], Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return f"Stream({self.world}, seed={self.seed})"
+
+    def to(self, device: str | torch.device) -> Stream:
+        """The same sequence, made on another device (there of other random numbers, if of another kind)."""
+        return Stream(self.world, seed=self.seed, device=device)
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """Frames ``start`` to ``stop`` as images ``(stop − start, 2, N, N)``."""
+        return torch.cat([x for _, x in self._pieces(start, stop)])
+
+    def frames(self, start: int, stop: int) -> Data:
+        """The same with their factors."""
+        pieces = list(self._pieces(start, stop))
+        causes = {name: torch.cat([part[name] for part, _ in pieces]) for name in pieces[0][0]}
+        return Data(torch.cat([x for _, x in pieces]), factors=factors(causes, self.world))
+
+    def _pieces(self, start: int, stop: int):
+        if not 0 <= start < stop:
+            raise ValueError(f"frames are asked for from start ≥ 0 to stop > start, not from {start} to {stop}")
+        for number in range(start // self.block, (stop - 1) // self.block + 1):
+            causes, x = self._make(number)
+            part = slice(max(start - number * self.block, 0), stop - number * self.block)
+            yield {name: value[part] for name, value in causes.items()}, x[part]
+
+    def _make(self, number: int) -> tuple[dict[str, Tensor], Tensor]:
+        if self._held is None or self._held[0] != number:
+            causes = generate(self.world, self.block, seed=derived_seed("stream", self.seed, number), device=self.device)
+            self._held = number, causes, render(causes, self.world)
+        return self._held[1:]
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed that differs for any other parts."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
