@@ -43,7 +43,7 @@ def test_data_refuses(x, options, message):
 
 
 def test_both_parts_have_images_of_one_shape():
-    with pytest.raises(ValueError, match=r"\(1, 3, 3\) and test images \(1, 4, 4\) differ"):
+    with pytest.raises(ValueError, match=r"\(1, 3, 3\) and held-out images \(1, 4, 4\) differ"):
         Dataset("d", Data(images()), Data(images(side=4)), "made")
 
 

@@ -1,12 +1,14 @@
 """Figures: pure functions from tensors and plain records to Matplotlib figures; no pyplot, no display, no global state."""
 
 from inference.plots.activity import plot_active_curve
+from inference.plots.decodability import plot_decodability
 from inference.plots.dictionary import plot_dictionary
+from inference.plots.flow import draw_key, flow_colors, plot_flow
 from inference.plots.frontier import plot_frontier
 from inference.plots.gap import plot_gap
 from inference.plots.reconstructions import plot_reconstructions
 from inference.plots.style import save
 from inference.plots.training import plot_training, unit_scale_offset
 
-__all__ = ["plot_active_curve", "plot_dictionary", "plot_frontier", "plot_gap", "plot_reconstructions", "plot_training", "save",
-           "unit_scale_offset"]
+__all__ = ["draw_key", "flow_colors", "plot_active_curve", "plot_decodability", "plot_dictionary", "plot_flow", "plot_frontier", "plot_gap",
+           "plot_reconstructions", "plot_training", "save", "unit_scale_offset"]

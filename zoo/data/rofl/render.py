@@ -25,6 +25,7 @@ from zoo.data.rofl.world import World
 __all__ = ["cause_shapes", "flow", "masks", "render", "sizes", "visible_pixels"]
 
 CHUNK = 512  # frames whose pixels are worked on at once: their arrays stay in a CPU's cache
+PLACES = ("fixation", "object_position")  # the causes that say which pixels see which disc
 Vector = tuple[Tensor, ...]
 
 
@@ -92,12 +93,14 @@ def render(causes: Mapping[str, Tensor], world: World, out: Tensor | None = None
 def masks(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> tuple[Tensor, Tensor]:
     """What each disc covers, ``(…, n, N, N)`` from 0 to 1: by itself, and what nearer discs leave visible of it.
 
+    Only the causes ``fixation`` and ``object_position`` are looked at.
+
     Raises:
         ValueError: as :func:`flow`; or if the world has no discs.
     """
     if world.objects == 0:
         raise ValueError(f"there are no discs in {world.category}")
-    causes, batch = _checked(causes, world, edge)
+    causes, batch = _checked(causes, world, edge, PLACES)
     ordered = _far_to_near(causes)
     whole, seen = _covering(_discs(ordered, world), ordered["order"], world, edge)
     shape = (*batch, world.objects, world.resolution, world.resolution)
@@ -107,7 +110,7 @@ def masks(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> tupl
 @torch.no_grad()
 def visible_pixels(causes: Mapping[str, Tensor], world: World) -> Tensor:
     """Pixels that can be seen of each disc, ``(n, objects)``, of many frames: :func:`masks`, summed, chunk by chunk on a CPU."""
-    causes, (n,) = _checked(causes, world, 0.0)
+    causes, (n,) = _checked(causes, world, 0.0, PLACES)
     ordered = _far_to_near(causes)
     discs, order = _discs(ordered, world), ordered["order"]
     chunk = CHUNK if order.device.type == "cpu" else n
@@ -121,17 +124,19 @@ def sizes(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> tupl
     return whole.mean((-2, -1)), seen.mean((-2, -1))
 
 
-def _checked(causes: Mapping[str, Tensor], world: World, edge: float) -> tuple[dict[str, Tensor], torch.Size]:
-    """The causes with equal leading dimensions, which are returned as well."""
+def _checked(causes: Mapping[str, Tensor], world: World, edge: float,
+             needed: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], torch.Size]:
+    """The causes (those that are ``needed``) with equal leading dimensions, which are returned as well."""
     if not edge >= 0.0:
         raise ValueError(f"edge must be 0 (hard) or a width in metres, not {edge}")
     shapes = cause_shapes(world)
-    if set(causes) != set(shapes):
+    if not set(needed or shapes) <= set(causes) <= set(shapes):
         raise ValueError(f"the causes of {world.category} are {', '.join(shapes)}; got {', '.join(causes) or 'none'}")
-    for name, shape in shapes.items():
-        if tuple(causes[name].shape[-len(shape):]) != shape or not causes[name].is_floating_point():
-            raise ValueError(f"{name} must be a floating-point tensor (…, {', '.join(map(str, shape))}), "
-                             f"not {causes[name].dtype} {tuple(causes[name].shape)}")
+    causes = {name: causes[name] for name in needed or shapes}
+    for name, value in causes.items():
+        if tuple(value.shape[-len(shapes[name]):]) != shapes[name] or not value.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor (…, {', '.join(map(str, shapes[name]))}), "
+                             f"not {value.dtype} {tuple(value.shape)}")
     leading = [value.shape[:value.dim() - len(shapes[name])] for name, value in causes.items()]
     try:
         batch = torch.broadcast_shapes(*leading)
