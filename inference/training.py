@@ -1,7 +1,7 @@
 r"""Training: minibatch gradient ascent on an evidence lower bound, with the published schedules.
 
 Step ``i`` of ``n`` ascends :math:`\frac1B \sum_b L_\beta(x_b)` with schedules from :mod:`inference.schedules`.
-Images stay on the device; a minibatch is a slice of a permutation drawn there.
+Images stay on the device, shuffled there (:mod:`inference.batches`), or are made there by a stream.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from inference import checkpoint as saved
+from inference.batches import batches_of
 from inference.bounds import OBJECTIVES
 from inference.frozen import frozen
 from inference.schedules import cosine, ramp
-from zoo.data.base import images_of
 from zoo.latents.base import Family
 from zoo.program import adopt
 
@@ -77,9 +77,10 @@ def fit(
     Arguments:
         model: The generative model, of the zoo or any Pyro program; left in evaluation mode.
         guide: Its guide; left in evaluation mode at temperature 0.
-        data: A data set (its training images), or images ``(n, *event_shape)``.
+        data: A data set (its training images), images ``(n, *event_shape)``, or a stream (anything with ``images(start, stop)``, such as
+            :class:`zoo.data.rofl.Stream`): then each step takes the next ``batch_size``, and none is seen twice.
         objective: ``"elbo"`` (sampled; closed-form KL), ``"exact"`` (no sampling; linear decoders) or ``"iwae"``.
-        steps, epochs: Length of training; give one of them.
+        steps, epochs: Length of training; give one of them (steps, for a stream).
         batch_size: Images per step; the last, smaller batch of an epoch is dropped.
         optimizer: ``"adamax"`` or ``"adam"``.
         lr, final_lr, warmup, restarts: Learning rate: linear warm-up over the fraction ``warmup`` of the steps, then cosine.
@@ -104,14 +105,14 @@ def fit(
         FloatingPointError: if the bound stops being finite; says at which step.
     """
     model = adopt(model, data)
-    x, steps_per_epoch = _images(model, data, batch_size, device)
-    steps = _length(steps, epochs, steps_per_epoch)
+    batches = batches_of(data, batch_size, seed=seed, event_shape=getattr(model, "event_shape", None), device=_place(model, device))
+    steps = _length(steps, epochs, batches.per_epoch)
     bound_of = _choose("objective", objective, OBJECTIVES)
     beta_start = min(beta_start, beta)
     if objective == "iwae":
         beta_start = beta
     start, end = temperature or _anneal(model)
-    guide.to(x.device)
+    guide.to(batches.device)
     parameters = [p for p in guide.parameters() if p.requires_grad]
     parameters += [] if freeze_model else [p for p in model.parameters() if p.requires_grad]
     if not parameters:
@@ -125,7 +126,7 @@ def fit(
     else:
         advance = ascent.step
     settings = {
-        "steps": steps, "objective": objective, "batch_size": batch_size, "images": len(x), "optimizer": optimizer, "lr": lr,
+        "steps": steps, "objective": objective, "batch_size": batch_size, "images": batches.source, "optimizer": optimizer, "lr": lr,
         "final_lr": final_lr, "weight_decay": weight_decay, "warmup": warmup, "restarts": restarts, "clip": clip, "beta": beta,
         "beta_start": beta_start, "beta_warmup": beta_warmup, "temperature": [start, end], "anneal": anneal,
         "particles": particles, "freeze_model": freeze_model, "seed": seed}
@@ -138,14 +139,9 @@ def fit(
             first, history.rows = saved.resume(checkpoint, model, guide, ascent, settings)
         before = history.rows[-1]["seconds"] if history.rows else 0.0
         began = written = time.perf_counter()
-        totals = torch.zeros(2, device=x.device)
-        order = _permutation(len(x), seed, first // steps_per_epoch, x.device)
+        totals = torch.zeros(2, device=batches.device)
         since = first
         for step in range(first, steps):
-            epoch, batch = divmod(step, steps_per_epoch)
-            if batch == 0:
-                order = _permutation(len(x), seed, epoch, x.device)
-            images = x[order[batch * batch_size:(batch + 1) * batch_size]]
             t = step / steps
             rate = cosine(t, lr, final_lr, warmup, restarts)
             weight = ramp(t, beta_start, beta, beta_warmup)
@@ -155,7 +151,7 @@ def fit(
             else:
                 ascent.param_groups[0]["lr"] = rate
             guide.temperature = 0.0 if objective == "iwae" else ramp(t, start, end, anneal)
-            bound = bound_of(model, guide, images, beta=weight, particles=particles)
+            bound = bound_of(model, guide, batches.at(step), beta=weight, particles=particles)
             ascent.zero_grad(set_to_none=True)
             (-bound.surrogate.mean()).backward()
             if clip is not None:
@@ -178,22 +174,17 @@ def fit(
     return history
 
 
-def _images(model: nn.Module, data: object, batch_size: int, device: object) -> tuple[Tensor, int]:
-    x = images_of(data)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if len(x) == 0 or not torch.isfinite(x).all():
-        raise ValueError("the training images must be at least one and all finite")
-    shape = getattr(model, "event_shape", x.shape[1:])
-    if tuple(x.shape[1:]) != tuple(shape):
-        raise ValueError(f"images of shape {tuple(x.shape[1:])} do not fit a model of images {tuple(shape)}")
+def _place(model: nn.Module, device: object) -> torch.device | None:
+    """Moves the model if a device was named; says where it is, or None if it has no parameters that would tell."""
     if device is not None:
         model.to(device)
-    here = next((p.device for p in model.parameters()), x.device)
-    return x.to(here), max(len(x) // batch_size, 1)
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else None if device is None else torch.device(device)
 
 
-def _length(steps: int | None, epochs: float | None, steps_per_epoch: int) -> int:
+def _length(steps: int | None, epochs: float | None, steps_per_epoch: int | None) -> int:
+    if epochs is not None and steps_per_epoch is None:
+        raise ValueError("a stream has no epochs: give the length of training as steps")
     if (steps is None) == (epochs is None):
         raise ValueError("give the length of training as steps or as epochs, one of the two")
     steps = round(epochs * steps_per_epoch) if steps is None else steps
@@ -213,11 +204,6 @@ def _anneal(model: nn.Module) -> tuple[float, float]:
     families = [family for family, _ in model.latents.values()]
     schedules = [family.anneal for family in families if type(family).relaxed is not Family.relaxed]
     return max(schedules, key=lambda pair: pair[1], default=(1.0, 1.0))
-
-
-def _permutation(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
-    generator = torch.Generator(device).manual_seed(hash((seed, epoch)) % 2**63)
-    return torch.randperm(count, generator=generator, device=device)
 
 
 def _summary(bound: object) -> Tensor:

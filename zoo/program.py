@@ -30,30 +30,34 @@ def adopt(model: Callable, data: object = None) -> nn.Module:
 
     Arguments:
         model: ``model(x)`` with the plate ``"data"`` and the observation site ``"x"``.
-        data: Images, or a data set of them, on which the program is run once to see its sites.
+        data: Images, a data set or a stream of them, on which the program is run once to see its sites. Not needed for a program that has
+            an ``event_shape``, of which two images are drawn then.
 
     Raises:
         ValueError: if a plain program comes without data, or has no latents, or has one that no family can stand for.
     """
     if hasattr(model, "descend"):
         return model
-    if data is None:
+    if data is None and not hasattr(model, "event_shape"):
         raise ValueError("a Pyro program from outside the zoo is run once to see its sites: give data")
-    return Adopted(model, images_of(data)[:2])
+    if data is None:
+        return Adopted(model, None)
+    return Adopted(model, data.images(0, 2) if hasattr(data, "images") else images_of(data)[:2])
 
 
 class Adopted(nn.Module):
     """A plain Pyro program with the zoo's interface: ``latents``, ``event_shape``, ``descend`` and the program itself."""
 
-    def __init__(self, program: Callable, x: Tensor) -> None:
+    def __init__(self, program: Callable, x: Tensor | None) -> None:
         super().__init__()
         self.program = program  # registered as a submodule if it is one
-        self.event_shape = tuple(x.shape[1:])
+        self.event_shape = tuple(program.event_shape if x is None else x.shape[1:])
         with torch.random.fork_rng(), torch.no_grad():
-            trace = poutine.trace(self.forward).get_trace(x)
+            trace = poutine.trace(self.forward).get_trace(x, **({"size": 2} if x is None else {}))
         self.latents: dict[str, tuple[Family, int]] = {}
         for name, site in trace.nodes.items():
-            if site["type"] == "sample" and not site["is_observed"] and not poutine.util.site_is_subsample(site):
+            latent = site["type"] == "sample" and not site["is_observed"] and not poutine.util.site_is_subsample(site)
+            if latent and not (x is None and name == "x"):
                 family = family_of(name, site["fn"])
                 self.latents[name] = (family, prod(getattr(family, "inner_shape", site["fn"].event_shape)))
         if not self.latents:
@@ -136,7 +140,7 @@ class Unconstrained(Family):
         loc, log_scale = (part.unflatten(-1, self.inner_shape) if self.inner_shape else part.squeeze(-1)
                           for part in params.unbind(-2))
         normal = dist.Normal(loc, log_scale.exp()).to_event(len(self.inner_shape))
-        return dist.TransformedDistribution(normal, [self.transform])
+        return dist.TransformedDistribution(normal, [self.transform.with_cache()])  # a sample's density needs no inverse
 
     def read(self, distribution: Distribution) -> Tensor:
         return torch.zeros(2, max(prod(self.inner_shape), 1))

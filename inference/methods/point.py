@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from guides.point import start_values
-from inference.density import latent_sites, log_joint
+from inference.density import latent_sites, log_joint, sites
 from inference.posterior import Posterior
 from inference.schedules import cosine
 from zoo.latents.support import support_kind
@@ -23,19 +24,27 @@ from zoo.program import adopt
 __all__ = ["point"]
 
 
-def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int = 300, lr: float = 0.05,
+def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int = 300, lr: float = 0.05, starts: int = 1,
           candidates: int = 16, max_moves: int = 2000) -> Posterior:
     """Maximizes the joint density, from the prior's mean. ``guide`` and ``draws`` are not used: there is one point.
 
     Arguments:
         steps, lr: Gradient steps for real latents.
+        starts: Ascents for each image, all at once: the others start from draws of the prior, and the highest summit is taken.
         candidates: Moves tried at once for each image with discrete latents.
         max_moves: Largest number of moves of an image.
 
     The posterior's ``stats`` hold ``log_joint`` (nats, per image).
     """
+    if starts < 1:
+        raise ValueError(f"starts must be at least 1, not {starts}")
+    n, x = len(x), x.repeat(starts, *[1] * (x.dim() - 1))
     kinds = {name: support_kind(site["fn"].support) for name, site in latent_sites(model, x[:2]).items()}
     values = start_values(adopt(model, x), x)
+    if starts > 1:
+        with torch.no_grad():
+            drawn = sites(poutine.trace(model).get_trace(x[n:]), observed=False)
+        values = {name: torch.cat([value[:n], drawn[name]["value"]]) for name, value in values.items()}
     real = [name for name, kind in kinds.items() if kind == "real"]
     discrete = [name for name, kind in kinds.items() if kind != "real"]
     rounds = 1 if not (real and discrete) else 3
@@ -46,7 +55,9 @@ def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
             values = _hop(model, x, values, {name: kinds[name] for name in discrete}, candidates, max_moves)
     with torch.no_grad():
         best = log_joint(model, values, x)
-    samples = {name: value.detach()[None, None] for name, value in values.items()}
+    best, which = best.unflatten(0, (starts, n)).max(0)
+    index = which * n + torch.arange(n, device=x.device)
+    samples = {name: value.detach()[index][None, None] for name, value in values.items()}
     return Posterior("map", samples, stats={"log_joint": best})
 
 
