@@ -156,6 +156,13 @@ def test_what_is_tracked_does_not_move_on_the_retina(kind, n, resolution):
     assert single[:, :, middle, middle].abs().max() < 1e-6
 
 
+def test_what_is_tracked_between_soft_discs_does_not_move_either():
+    frames = [draw("terrain", 4, seed) for seed in range(50)]
+    found = flow(batch(frames), World("terrain-4"), 0.1)
+    assert found[:, :, 8, 8].abs().max() < 1e-13
+    assert (found - flow(batch(frames), World("terrain-4"))).abs().max() > 0.1
+
+
 def test_of_several_discs_the_nearest_is_seen_and_pursuit_holds_its_own_still():
     causes = draw("pursuit", 2)
     causes["object_position"] = np.array([[0.0, 0.0, 0.6], [0.0, 0.0, 0.8]])
@@ -301,17 +308,15 @@ def test_chains_draws_and_images_are_as_many_frames(kind, n, edge):
             torch.testing.assert_close(part.flatten(0, 2), expected, rtol=0, atol=1e-14)
 
 
-def test_causes_of_different_batches_meet():
-    world = World("fixate-2", 9)
-    causes = batch([draw("fixate", 2, seed) for seed in range(4)])
-    mixed = causes | {"fixation": causes["fixation"][:1], "self_velocity": causes["self_velocity"][0]}
-    spread = causes | {name: causes[name][:1].expand_as(causes[name]) for name in ("fixation", "self_velocity")}
-    torch.testing.assert_close(flow(mixed, world), flow(spread, world), rtol=0, atol=1e-14)
-    one_disc = causes | {"fixation": causes["fixation"][:, None], "self_velocity": causes["self_velocity"][:, None]}
-    one_disc |= {name: causes[name][None, :] for name in ("object_position", "object_velocity")}
-    table = flow(one_disc, world)
+@pytest.mark.parametrize(("kind", "moved"), [(kind, name) for kind in ("fixate", "obj", "terrain", "pursuit") for name in draw(kind, 2)])
+def test_leading_dimensions_broadcast(kind, moved):
+    world = World(f"{kind}-2", 9)
+    causes = batch([draw(kind, 2, seed) for seed in range(4)])
+    table = flow({name: value[:, None] if name == moved else value for name, value in causes.items()}, world)
     assert table.shape == (4, 4, 2, 9, 9)
-    torch.testing.assert_close(table.diagonal().movedim(-1, 0), flow(causes, world), rtol=0, atol=1e-14)
+    for i in range(4):
+        one = causes | {moved: causes[moved][i].expand_as(causes[moved])}
+        torch.testing.assert_close(table[i], flow(one, world), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(("kind", "n"), [("fixate", 0), ("fixate", 1), ("obj", 2), ("terrain", 2), ("pursuit", 2)])
@@ -354,10 +359,17 @@ def test_memory_that_does_not_fit_is_refused(out):
 def test_causes_that_are_not_the_worlds_are_refused(change, names):
     causes = batch([draw("fixate", 2, seed) for seed in range(2)], torch.float32) | change
     causes = {name: value for name, value in causes.items() if value is not None}
-    for function in (flow, sizes):
+    of_velocity = any(name.endswith("velocity") for name in change)
+    for function in (flow,) if of_velocity else (flow, sizes):
         with pytest.raises(ValueError) as error:
             function(causes, World("fixate-2"))
         assert all(name in str(error.value) for name in names), str(error.value)
+
+
+def test_sizes_need_no_velocities():
+    causes = batch([draw("fixate", 2)])
+    places = {name: causes[name] for name in ("fixation", "object_position")}
+    torch.testing.assert_close(sizes(places, World("fixate-2")), sizes(causes, World("fixate-2")), rtol=0, atol=0)
 
 
 def test_a_negative_edge_is_refused():

@@ -17,7 +17,7 @@ __all__ = ["build"]
 
 
 def build(name: str, data: Any = None, *, latents: int = 512, decoder: str = "lin", learn_prior: bool | None = None,
-          scale: float = UNIT_SCALE, learn_scale: bool | str = False, decoder_bias: bool = False, init_scale: float = 0.05,
+          scale: float | None = None, learn_scale: bool | str = False, decoder_bias: bool = False, init_scale: float = 0.05,
           seed: int = 0, **options: Any) -> nn.Module:
     """Builds a generative model.
 
@@ -27,7 +27,8 @@ def build(name: str, data: Any = None, *, latents: int = 512, decoder: str = "li
         latents: Number of latents ``K``.
         decoder: ``"lin"``, ``"mlp"`` or ``"conv"``.
         learn_prior: Whether the prior's parameters are learned; the family's own habit if None.
-        scale: Standard deviation σ of a pixel; √½ by default (see :class:`~zoo.models.one_layer.OneLayer`).
+        scale: Standard deviation σ of a pixel; if None what ``data.noise`` says, or else √½ (see
+            :class:`~zoo.models.one_layer.OneLayer`).
         learn_scale: False, ``"image"`` or ``"pixel"``.
         decoder_bias: Whether the decoder's first linear map has a bias.
         init_scale: Standard deviation of the decoder's linear weights at the start.
@@ -55,6 +56,8 @@ def _one_layer(name: str, data: Any, settings: dict[str, Any], options: dict[str
         raise ValueError(f"the model {name!r} needs data (or an event shape) to know the size of its images")
     if settings["latents"] < 1:
         raise ValueError(f"latents must be at least 1, not {settings['latents']}")
+    if settings["scale"] is None:
+        settings["scale"] = getattr(data, "noise", None) or UNIT_SCALE
     event_shape = tuple(getattr(data, "event_shape", data))
     kind, units = families.registry[name], settings["latents"]
     _check_options(f"the family {name!r}", kind, options)

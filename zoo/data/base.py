@@ -75,6 +75,7 @@ class Dataset:
         train, test: The two parts; ``about`` says how they were split.
         about: What the numbers are, in a sentence or two.
         validation: A second part that is held out, on which readouts are fitted, or None.
+        targets: Names of the factors that a representation is judged by (:mod:`inference.metrics.decodability`).
         noise: Standard deviation of a pixel, in the unit of ``x``, that models of these images assume unless told otherwise; None for
             data scaled so that the models' own default fits.
     """
@@ -84,6 +85,7 @@ class Dataset:
     test: Data
     about: str
     validation: Data | None = None
+    targets: tuple[str, ...] = ()
     noise: float | None = None
 
     def __post_init__(self) -> None:

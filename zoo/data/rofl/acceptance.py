@@ -53,8 +53,8 @@ def generate(world: World, n: int, *, seed: int = 0, dtype: torch.dtype = torch.
     parts: list[dict[str, Tensor]] = []
     found = proposed = 0
     while found < n:
-        # Later batches are only as large as what is still missing is likely to take.
-        size = block if not found else min(block, int(1.05 * (n - found) * proposed / found) + 64)
+        # No larger than what is still missing is likely to take.
+        size = min(block, int(1.2 * n) + 64 if not found else int(1.05 * (n - found) * proposed / found) + 64)
         causes = sample(world, size, generator=generator, dtype=dtype, device=device)
         if world.min_objects:
             keep = _least_needed(visible_pixels(causes, world), world) > world.min_size

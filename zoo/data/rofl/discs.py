@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.data.rofl.retina import Gaze, tables
 from zoo.data.rofl.world import World
 
-__all__ = ["Discs", "at_fovea", "discs_of", "inside", "uncovered"]
+__all__ = ["Discs", "at_fovea", "discs_of", "inside", "visible"]
 
 
 class Discs(NamedTuple):
@@ -53,7 +53,9 @@ def inside(discs: Discs, world: World, edge: float) -> Tensor:
     margin = discs.form @ table.quadratic
     if edge == 0.0:
         return margin.sign().clamp(min=0.0)
-    return (margin / (discs.ray @ table.linear).square() / (2.0 * world.radius * edge)).sigmoid()
+    # At a corner pixel of an eye turned as far as it goes, rounding may make γ_z 0.
+    ray = (discs.ray @ table.linear).clamp(min=torch.finfo(margin.dtype).eps)
+    return (margin / ray.square() / (2.0 * world.radius * edge)).sigmoid()
 
 
 def at_fovea(discs: Discs, world: World, edge: float) -> Tensor:
@@ -64,7 +66,13 @@ def at_fovea(discs: Discs, world: World, edge: float) -> Tensor:
     return (margin / discs.ray[..., 0].square() / (2.0 * world.radius * edge)).sigmoid()
 
 
-def uncovered(covering: Tensor) -> Tensor:
-    """What discs in front leave visible at each pixel, ``(…, n, N²)``, for discs ordered from far to near."""
-    beyond = (1.0 - covering).flip(-2).cumprod(-2).flip(-2)  # of this disc and all nearer ones
-    return torch.cat([beyond[..., 1:, :], torch.ones_like(covering[..., :1, :])], -2)
+def visible(covering: Tensor) -> list[Tensor]:
+    """What can be seen of each disc, n of ``(…, N²)``, given what each covers, ``(…, n, N²)``, from far to near."""
+    parts = list(covering.unbind(-2))
+    free = None  # of nearer discs
+    for i in reversed(range(len(parts))):
+        covers = parts[i]
+        if free is not None:
+            parts[i] = covers * free
+        free = 1.0 - covers if free is None else free * (1.0 - covers)
+    return parts

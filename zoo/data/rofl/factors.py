@@ -28,7 +28,7 @@ def factors(causes: Mapping[str, Tensor], world: World, *, size: bool = True) ->
     ``fix_x, fix_y``; the eye's ``slf_v_`` + ``norm, theta, phi, x, y, z``; for disc i (``obj0_`` …) ``alpha_x, alpha_y`` (angles on the
     retina), ``x, y, z`` (world), ``distance, theta, phi`` (world, polar), ``dx, dy, dz`` (from the fixation point), ``v_`` + ``norm, theta,
     phi, x, y, z``, ``dv_`` + the same (relative to the eye), ``size`` and ``size_eff`` (fraction of the field covered, before and after
-    occlusion). θ is the angle from the z axis, φ in [0, 2π) that from the x axis in the plane of the wall.
+    occlusion). θ is the angle from the z axis, φ in [0, 2π] that from the x axis in the plane of the wall.
 
     Arguments:
         size: Whether to compute ``size`` and ``size_eff``, which take a look at every pixel.

@@ -12,26 +12,26 @@ frame is linear in five fixed functions of the pixel for each channel (Vafaii, Y
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from zoo.data.rofl.discs import Discs, at_fovea, discs_of, inside, uncovered
+from zoo.data.rofl.discs import Discs, at_fovea, discs_of, inside, visible
 from zoo.data.rofl.retina import Gaze, gaze_at, tables
 from zoo.data.rofl.world import World
 
 __all__ = ["cause_shapes", "flow", "masks", "render", "sizes", "visible_pixels"]
 
-CHUNK = 512  # frames whose pixels are worked on at once: their arrays stay in a CPU's cache
+CHUNK = 512 * 289  # pixels, times discs, that are worked on at once: their arrays stay in a CPU's cache
 PLACES = ("fixation", "object_position")  # the causes that say which pixels see which disc
 Vector = tuple[Tensor, ...]
 
 
 class Scene(NamedTuple):
-    """Frames before their pixels are painted: weights of the flow tables for the wall ``(…, 10)`` and for each disc ``(…, n, 10)``, and
-    the discs, far to near."""
+    """Frames before their pixels are painted: weights of the flow tables for the wall ``(2, …, 5)`` and for each disc ``(2, …, n, 5)``,
+    and the discs, far to near."""
 
     wall: Tensor
     moving: Tensor | None
@@ -64,9 +64,9 @@ def flow(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> Tenso
     Raises:
         ValueError: if a cause is missing, unknown or of the wrong shape, or the edge is negative.
     """
-    causes, batch = _checked(causes, world, edge)
+    causes, _ = _checked(causes, world, edge)
     field = _paint(_scene(causes, world, edge), world, edge)
-    return field.expand(*batch, *field.shape[-2:]).unflatten(-1, (world.resolution, world.resolution))
+    return field.unflatten(-1, (world.resolution, world.resolution))
 
 
 @torch.no_grad()
@@ -83,9 +83,7 @@ def render(causes: Mapping[str, Tensor], world: World, out: Tensor | None = None
     if out.shape != shape or out.dtype != scene.wall.dtype or not out.is_contiguous():
         raise ValueError(f"out must be contiguous, {scene.wall.dtype} and of shape {shape}, not {out.dtype} {tuple(out.shape)}")
     field = out.view(n, 2, -1)
-    chunk = CHUNK if out.device.type == "cpu" else n
-    for i in range(0, n, chunk):
-        part = slice(i, i + chunk)
+    for part in _chunks(n, world, out.device):
         _paint(_slice(scene, part), world, 0.0, field[part])
     return out
 
@@ -100,11 +98,12 @@ def masks(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> tupl
     """
     if world.objects == 0:
         raise ValueError(f"there are no discs in {world.category}")
-    causes, batch = _checked(causes, world, edge, PLACES)
+    causes, _ = _checked(causes, world, edge, PLACES)
     ordered = _far_to_near(causes)
-    whole, seen = _covering(_discs(ordered, world), ordered["order"], world, edge)
-    shape = (*batch, world.objects, world.resolution, world.resolution)
-    return whole.unflatten(-1, shape[-2:]).expand(shape), seen.unflatten(-1, shape[-2:]).expand(shape)
+    whole = inside(_discs(ordered, world), world, edge)
+    parts, field = (whole, torch.stack(visible(whole), -2)), (world.resolution, world.resolution)
+    back = ordered["order"].argsort(dim=-1).unsqueeze(-1)
+    return tuple(part.take_along_dim(back, -2).unflatten(-1, field) for part in parts)
 
 
 @torch.no_grad()
@@ -112,10 +111,10 @@ def visible_pixels(causes: Mapping[str, Tensor], world: World) -> Tensor:
     """Pixels that can be seen of each disc, ``(n, objects)``, of many frames: :func:`masks`, summed, chunk by chunk on a CPU."""
     causes, (n,) = _checked(causes, world, 0.0, PLACES)
     ordered = _far_to_near(causes)
-    discs, order = _discs(ordered, world), ordered["order"]
-    chunk = CHUNK if order.device.type == "cpu" else n
-    parts = (slice(i, i + chunk) for i in range(0, n, chunk))
-    return torch.cat([_covering(Discs(discs.form[part], discs.ray[part]), order[part], world, 0.0)[1].sum(-1) for part in parts])
+    discs = _discs(ordered, world)
+    counts = [torch.stack([seen.sum(-1) for seen in visible(inside(Discs(discs.form[part], discs.ray[part]), world, 0.0))], -1)
+              for part in _chunks(n, world, discs.form.device)]
+    return torch.cat(counts).take_along_dim(ordered["order"].argsort(dim=-1), -1)
 
 
 def sizes(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -172,33 +171,34 @@ def _scene(causes: dict[str, Tensor], world: World, edge: float) -> Scene:
 
 def _paint(scene: Scene, world: World, edge: float, out: Tensor | None = None) -> Tensor:
     """The field ``(…, 2, N²)``: the wall, and over it the discs, from far to near."""
-    table = tables(world.resolution, world.fov, scene.wall.dtype, scene.wall.device).flow
-    field = torch.matmul(scene.wall, table, out=None if out is None else out.flatten(-2)).unflatten(-1, (2, -1))
-    if scene.discs is not None:
-        covers = inside(scene.discs, world, edge)
-        for i in range(world.objects):
-            disc = (scene.moving[..., i, :] @ table).unflatten(-1, (2, -1))
-            field = torch.lerp(field, disc, covers[..., i, None, :], out=out)
+    field = _moving_plane(scene.wall, world)
+    if scene.discs is None:
+        return field if out is None else out.copy_(field)
+    covers = inside(scene.discs, world, edge)
+    for i in range(world.objects):
+        field = torch.lerp(field, _moving_plane(scene.moving[..., i, :], world), covers[..., i, None, :], out=out)
     return field
+
+
+def _moving_plane(weights: Tensor, world: World) -> Tensor:
+    """The field ``(…, 2, N²)`` that weights ``(2, …, 5)`` stand for."""
+    table = tables(world.resolution, world.fov, weights.dtype, weights.device).flow
+    return torch.bmm(weights.reshape(2, -1, 5), table).view(*weights.shape[:-1], -1).movedim(0, -2)
+
+
+def _chunks(n: int, world: World, device: torch.device) -> Iterator[slice]:
+    size = n if device.type != "cpu" else max(CHUNK // (world.resolution**2 * max(world.objects, 1)), 8)
+    return (slice(i, i + size) for i in range(0, n, size))
 
 
 def _discs(causes: dict[str, Tensor], world: World) -> Discs:
     return discs_of(causes["object_position"], gaze_at(causes["fixation"]).unsqueeze(), world)
 
 
-def _covering(discs: Discs, order: Tensor, world: World, edge: float) -> tuple[Tensor, Tensor]:
-    """What each disc covers and what can be seen of it, ``(…, n, N²)``, back in the order of the causes."""
-    whole = inside(discs, world, edge)
-    if world.objects == 1:
-        return whole, whole
-    back = order.argsort(dim=-1).unsqueeze(-1)
-    return whole.take_along_dim(back, -2), (whole * uncovered(whole)).take_along_dim(back, -2)
-
-
 def _slice(scene: Scene, part: slice) -> Scene:
     if scene.discs is None:
-        return Scene(scene.wall[part], None, None)
-    return Scene(scene.wall[part], scene.moving[part], Discs(scene.discs.form[part], scene.discs.ray[part]))
+        return Scene(scene.wall[:, part], None, None)
+    return Scene(scene.wall[:, part], scene.moving[:, part], Discs(scene.discs.form[part], scene.discs.ray[part]))
 
 
 def _far_to_near(causes: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -226,10 +226,10 @@ def _turn(tracked: Vector, nearness: Tensor) -> Vector:
 
 
 def _weights(gaze: Gaze, velocity: Vector, nearness: Tensor | float, turn: Vector) -> Tensor:
-    """Weights ``(…, 10)`` of the flow tables, for a plane at 1 / ``nearness`` m with that velocity relative to the eye."""
+    """Weights ``(2, …, 5)`` of the flow tables, for a plane at 1 / ``nearness`` m with that velocity relative to the eye."""
     p, q, c = gaze
     x, y, z = (part * nearness for part in velocity)
     turn_x, turn_y = turn
     return torch.stack([
         c * x - turn_y, -p * x - c * z, p * z - turn_y, -q * x, q * z + turn_x,
-        c * y + turn_x, -q * y - c * z, q * z + turn_x, -p * y, p * z - turn_y]).movedim(0, -1)
+        c * y + turn_x, -q * y - c * z, q * z + turn_x, -p * y, p * z - turn_y]).unflatten(0, (2, 5)).movedim(1, -1)

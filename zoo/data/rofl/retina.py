@@ -24,7 +24,7 @@ class Tables(NamedTuple):
         linear: ``1, tan a, tan b``: ``(3, N²)``.
         quadratic: ``1, tan a, tan b, tan² a, tan a tan b, tan² b``: ``(6, N²)``.
         flow: cos² a · ``(1, tan a, tan² a, tan b, tan a tan b)`` for the horizontal channel, cos² b · ``(1, tan b, tan² b, tan a,
-            tan a tan b)`` for the vertical one, as one block-diagonal matrix ``(10, 2 N²)``.
+            tan a tan b)`` for the vertical one: ``(2, 5, N²)``.
     """
 
     linear: Tensor
@@ -46,7 +46,7 @@ def tables(resolution: int, fov: float, dtype: torch.dtype, device: torch.device
     one = torch.ones_like(a)
     horizontal = torch.stack([one, a, a * a, b, a * b]) / (1.0 + a * a)
     vertical = torch.stack([one, b, b * b, a, a * b]) / (1.0 + b * b)
-    parts = (torch.stack([one, a, b]), torch.stack([one, a, b, a * a, a * b, b * b]), torch.block_diag(horizontal, vertical))
+    parts = (torch.stack([one, a, b]), torch.stack([one, a, b, a * a, a * b, b * b]), torch.stack([horizontal, vertical]))
     return Tables(*(part.to(device, dtype) for part in parts))
 
 

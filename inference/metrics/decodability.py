@@ -1,0 +1,83 @@
+r"""Linear decodability: how much of each ground-truth factor a linear readout of a representation explains.
+
+The measure of untangling of Vafaii, Yates & Butts 2023: ordinary least squares with an intercept, fitted on one held-out set, :math:`R^2`
+scored on another; the headline is the plain mean over the factors, negative values included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from inference.posterior import Posterior
+
+__all__ = ["linear_decodability", "mean_code", "principal_components"]
+
+
+def linear_decodability(z_fit: Tensor, factors_fit: Mapping[str, Tensor], z_score: Tensor, factors_score: Mapping[str, Tensor],
+                        ) -> dict[str, float]:
+    """R² of each factor, ``{name: number}``: 1 − squared error / squared deviation from the mean of the scored set.
+
+    Arguments:
+        z_fit, z_score: Representations ``(n, K)`` and ``(m, K)``; computed with in double precision. Units that are constant or
+            linear in others do no harm (the solution of least norm is taken).
+        factors_fit, factors_score: The factors ``{name: (n,)}`` and ``{name: (m,)}``; those of ``factors_fit`` are read out.
+
+    Raises:
+        ValueError: for representations that do not fit the factors or each other or are not finite, fewer fitted images than K + 2, or a
+            factor that does not vary.
+    """
+    _check(z_fit, factors_fit, z_score, factors_score)
+    z, scored = z_fit.flatten(1).double().cpu(), z_score.flatten(1).double().cpu()
+    g = torch.stack([factors_fit[name] for name in factors_fit], 1).double().cpu()
+    truth = torch.stack([factors_score[name] for name in factors_fit], 1).double().cpu()
+    center, spread = z.mean(0), z.std(0)
+    spread = torch.where(spread > 0.0, spread, 1.0)
+    z, scored = (z - center) / spread, (scored - center) / spread
+    weights = torch.linalg.lstsq(z.T @ z, z.T @ (g - g.mean(0)), driver="gelsd").solution
+    error = truth - g.mean(0) - scored @ weights
+    r2 = 1.0 - error.square().sum(0) / (truth - truth.mean(0)).square().sum(0)
+    return dict(zip(factors_fit, r2.tolist(), strict=True))
+
+
+def mean_code(model: Callable, posterior: Posterior) -> Tensor:
+    """Posterior mean of what a model's decoder receives, ``(N, K)``: in closed form where the posterior has parameters, else over draws.
+
+    For programs without a code, the mean of all latents side by side.
+    """
+    if not hasattr(model, "family"):
+        return torch.cat([value.flatten(1) for value in posterior.mean.values()], 1)
+    if posterior.params is not None:
+        return model.family.moments(posterior.params["z"])[0]
+    return model.family.code(posterior.samples["z"]).mean((0, 1))
+
+
+def principal_components(x_fit: Tensor, *others: Tensor, components: int) -> tuple[Tensor, ...]:
+    """Projections ``(n, components)`` of images on the principal components of ``x_fit``, itself first; the linear reference.
+
+    Arguments:
+        components: At most the number of pixels, and of images in ``x_fit``.
+    """
+    flat = [x.flatten(1).double().cpu() for x in (x_fit, *others)]
+    if not 1 <= components <= min(flat[0].shape):
+        raise ValueError(f"components must be from 1 to {min(flat[0].shape)} for images {tuple(flat[0].shape)}, not {components}")
+    axes = torch.linalg.eigh(torch.cov(flat[0].T)).eigenvectors[:, -components:].flip(1)
+    return tuple((x - flat[0].mean(0)) @ axes for x in flat)
+
+
+def _check(z_fit: Tensor, factors_fit: Mapping[str, Tensor], z_score: Tensor, factors_score: Mapping[str, Tensor]) -> None:
+    for z, factors in ((z_fit, factors_fit), (z_score, factors_score)):
+        if not factors or any(value.shape != (len(z),) for value in factors.values()):
+            raise ValueError(f"there must be factors, each with one number for each of the {len(z)} representations")
+        if not torch.isfinite(z).all() or not all(torch.isfinite(value).all() for value in factors.values()):
+            raise ValueError("representations and factors must be finite")
+    if missing := set(factors_fit) - set(factors_score):
+        raise ValueError(f"the factors {', '.join(sorted(missing))} are missing in the set that is scored")
+    units = z_fit.flatten(1).shape[1]
+    if z_score.flatten(1).shape[1] != units or len(z_fit) < units + 2:
+        raise ValueError(f"a readout of {units} units needs at least {units + 2} images to be fitted on and as many units in both sets; "
+                         f"got {tuple(z_fit.shape)} and {tuple(z_score.shape)}")
+    if still := [name for name in factors_fit if not factors_score[name].std() > 0.0]:
+        raise ValueError(f"the factors {', '.join(still)} do not vary")
