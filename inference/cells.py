@@ -22,12 +22,13 @@ import guides
 import zoo
 from inference.checkpoint import load, save
 from inference.methods.run import infer
+from inference.metrics.decodability import linear_decodability, mean_code, principal_components
 from inference.metrics.memory import bytes_per_image
 from inference.metrics.scores import score
 from inference.training import fit
 from zoo.files import atomic_folder
 
-__all__ = ["digest", "fit_cell", "folder_of", "infer_cell", "load_data", "read_fit", "read_scores"]
+__all__ = ["digest", "fit_cell", "folder_of", "infer_cell", "load_data", "read_fit", "read_reference", "read_scores", "reference_cell"]
 
 Report = Callable[[float], None]  # called with the fraction of the cell that is done
 
@@ -85,6 +86,9 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
     report(0.6)
     posterior.cost["bytes_per_image"] = bytes_per_image(model, x, description["method"], guide=guide, **options)
     scores = score(model, x, posterior, k=description["k"], seed=description["seed"])
+    readout = _readout(model, guide, description)
+    if readout:
+        scores.values["decodability"] = sum(readout.values()) / len(readout)
     report(0.9)
     kept = posterior.first(description["keep"])
     arrays = dict(scores.per_image) | {"x": x[: description["keep"]], "reconstruction": kept.predict(model).detach()}
@@ -93,9 +97,52 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
     with atomic_folder(folder) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in arrays.items()}, temporary / "arrays.safetensors")
         kept.to_netcdf(temporary / "posterior.nc")
-        (temporary / "scores.json").write_text(json.dumps({"description": description, "scores": scores.values}, indent=2) + "\n")
+        (temporary / "scores.json").write_text(json.dumps(
+            {"description": description, "scores": scores.values, "decodability": readout}, indent=2) + "\n")
     report(1.0)
     return folder
+
+
+def _readout(model: torch.nn.Module, guide: torch.nn.Module | None, description: dict[str, Any]) -> dict[str, float]:
+    """R² of each of the data's target factors, read out of the posterior means of ``probe`` validation and test images."""
+    data = load_data(description["data"], description["data_options"])
+    if not (data.targets and description["probe"]):
+        return {}
+    codes, factors = [], []
+    for part in (data.validation[: description["probe"]], data.test[: description["probe"]]):
+        posterior = infer(model, part.x.to(description["device"]), description["method"], guide=guide, draws=description["draws"],
+                          seed=description["seed"], **description["options"])
+        codes.append(mean_code(model, posterior))
+        factors.append({name: part.factors[name] for name in data.targets})
+    return linear_decodability(codes[0], factors[0], codes[1], factors[1])
+
+
+def reference_cell(description: dict[str, Any], out: Path, report: Report) -> Path:
+    """The same readout of the images' own pixels and of their principal components: what a model has to beat.
+
+    Pixels are left out where there are too few images for a readout of them.
+    """
+    folder = out / "cells" / f"reference-{digest(description)}"
+    if folder.exists():
+        report(1.0)
+        return folder
+    data, probe, components = load_data(description["data"], description["data_options"]), description["probe"], description["components"]
+    parts = data.validation[:probe], data.test[:probe]
+    factors = [{name: part.factors[name] for name in data.targets} for part in parts]
+    _, *projected = principal_components(data.train.x, *(part.x for part in parts), components=components)
+    readouts = {f"PCA {components}": linear_decodability(projected[0], factors[0], projected[1], factors[1])}
+    pixels = [part.x.flatten(1) for part in parts]
+    if len(pixels[0]) >= pixels[0].shape[1] + 2:
+        readouts = {"raw pixels": linear_decodability(pixels[0], factors[0], pixels[1], factors[1])} | readouts
+    with atomic_folder(folder) as temporary:
+        (temporary / "readouts.json").write_text(json.dumps({"description": description, "decodability": readouts}, indent=2) + "\n")
+    report(1.0)
+    return folder
+
+
+def read_reference(folder: Path) -> dict[str, dict[str, float]]:
+    """``{"raw pixels": {factor: R²}, …}`` of a reference cell."""
+    return json.loads((folder / "readouts.json").read_text())["decodability"]
 
 
 def read_fit(folder: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def fit(
     data: Annotated[str, typer.Option(help="Data set.")] = "patches",
     budget: Annotated[str, typer.Option(help="smoke, default or paper.")] = "default",
     objective: Annotated[str | None, typer.Option(help="exact, elbo or iwae; exact where possible.")] = None,
-    latents: Annotated[int | None, typer.Option(help="Number of latents; 512, or 64 on the smoke budget.")] = None,
+    latents: Annotated[int | None, typer.Option(help="Number of latents; 512 (rofl: 128), or 64 on the smoke budget.")] = None,
     decoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     encoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     epochs: Annotated[float | None, typer.Option(help="Length of training, instead of the budget's.")] = None,
@@ -66,7 +66,7 @@ def fit(
             settings["epochs"] = epochs
         check_free(out)
         objective = objective or choose_objective(model, decoder)
-        latents = choose_latents(latents, budget)
+        latents = choose_latents(latents, budget, data)
         images = zoo.data.load(data)
         program = zoo.build(model, images, latents=latents, decoder=decoder, seed=seed)
         guide = guide_package.build("amortized", program, encoder=encoder, seed=seed)
@@ -85,7 +85,7 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     budget: Annotated[str, typer.Option(help="smoke (seconds), default (minutes) or paper (as published).")] = "default",
     out: Annotated[Path, typer.Option(help="Folder for table, figures and posteriors.")] = Path("zoo-comparison"),
-    latents: Annotated[int | None, typer.Option(help="Latents per model; 512, or 64 on the smoke budget.")] = None,
+    latents: Annotated[int | None, typer.Option(help="Latents per model; 512 (rofl: 128), or 64 on the smoke budget.")] = None,
     decoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     encoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     objective: Annotated[str | None, typer.Option(help="exact, elbo or iwae; exact where possible.")] = None,
@@ -113,6 +113,35 @@ def compare(
     console.width = max(console.width, needed)  # a wrapped line is better than a number cut short
     console.print(table)
     console.print(f"\nIn {out}: report.md (open this), table.csv, figures, posteriors/", highlight=False)
+
+
+@app.command()
+def rofl(
+    out: Annotated[Path, typer.Option(help="File to write: safetensors with the tensors x and factors.")],
+    category: Annotated[str, typer.Option(help="fixate-n, transl-n, obj-n, terrain-n or pursuit-n, with n objects.")] = "fixate-1",
+    n: Annotated[int, typer.Option(help="Number of frames.")] = 10_000,
+    resolution: Annotated[int, typer.Option(help="Pixels along a side; odd.")] = 17,
+    grid: Annotated[bool, typer.Option("--grid", help="Objects' angles on pixels, as published, instead of anywhere.")] = False,
+    residual: Annotated[bool, typer.Option("--residual", help="Objects' velocities relative to the eye.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the frames.")] = 0,
+    preview: Annotated[bool, typer.Option(help="Draw the first frames into a PNG beside the file.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Generate frames of retinal optic flow (rad/s) with all their causes."""
+    from inference.plots.rofl import plot_frames
+    from inference.plots.style import save
+    from inference.progress import count_bar
+    from zoo.data import rofl as simulator
+
+    with _plain_errors():
+        world = simulator.World(category, resolution, grid=grid, residual=residual)
+        with count_bar("frames", quiet) as progress:
+            data = simulator.frames(world, n, seed=seed, progress=progress)
+        simulator.write(out, data, world, seed=seed)
+        written = [str(out)]
+        if preview:
+            written.append(str(save(plot_frames(data, world), out.with_suffix(".png"))))
+    typer.echo(f"{n:,} frames of {category}, {resolution} × {resolution} pixels, with {len(data.factors)} factors: {', '.join(written)}")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 
 import zoo
 from inference.bounds import OBJECTIVES
-from inference.cells import digest, fit_cell, infer_cell, read_fit
+from inference.cells import digest, fit_cell, infer_cell, load_data, read_fit, read_reference, reference_cell
 from inference.methods import registry as methods_registry
 from inference.recipes import recipe
 from inference.report import write_report
@@ -26,13 +26,14 @@ __all__ = ["Comparison", "choose_device", "choose_latents", "choose_objective", 
 
 # What a budget means beside the training recipe: sizes of data and of what is inferred.
 SIZES: dict[str, dict[str, Any]] = {
-    "smoke": {"data_options": {"n_train": 2000, "n_test": 64}, "images": 64, "draws": 4, "k": 8, "keep": 16, "local_steps": 30},
-    "default": {"data_options": {}, "images": 500, "draws": 20, "k": 100, "keep": 100, "local_steps": 300},
-    "paper": {"data_options": {}, "images": 2000, "draws": 20, "k": 1000, "keep": 100, "local_steps": 1000},
+    "smoke": {"data_options": {"n_train": 2000, "n_validation": 400, "n_test": 64}, "images": 64, "draws": 4, "k": 8, "keep": 16,
+              "local_steps": 30, "probe": 400},
+    "default": {"data_options": {}, "images": 500, "draws": 20, "k": 100, "keep": 100, "local_steps": 300, "probe": 10_000},
+    "paper": {"data_options": {}, "images": 2000, "draws": 20, "k": 1000, "keep": 100, "local_steps": 1000, "probe": 10_000},
 }
 FOUR = ("gaussian", "laplace", "categorical", "poisson")
-SMOKE_LATENTS = 64
-DEFAULT_LATENTS = 512
+LATENTS = {"smoke": 64, "default": 512, "paper": 512}
+ROFL_LATENTS = {"smoke": 64, "default": 128, "paper": 420}  # as published; fewer where readouts are fitted on few frames
 SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0}  # rough shares of the progress bar
 
 
@@ -75,7 +76,7 @@ def compare(
         budget: ``"smoke"``, ``"default"`` or ``"paper"``: training recipe, sizes of data and of the evaluation.
         out: Folder for ``table.csv``, ``report.md``, figures, ``posteriors/`` and the cells. What is there already is not
             computed again.
-        latents: Latents per model; 512, or 64 for the smoke budget, if None.
+        latents: Latents per model; if None 512 (for ``rofl`` 128, and 420 on the paper budget), or 64 on the smoke budget.
         decoder, encoder: Networks of models and guides.
         objective: Training objective; if None, ``"exact"`` where the decoder is linear and the KL has a closed form, else ``"elbo"``.
         trained: Folders of saved models (``zoo fit``) to compare on instead of training. Models, latents, networks and objective are
@@ -110,7 +111,7 @@ def compare(
         raise ValueError(f"unknown data {data!r}; known are: {', '.join(zoo.data.registry)}")
     settings = recipe(budget, data)
     sizes = SIZES[budget]
-    latents = choose_latents(latents, budget)
+    latents = choose_latents(latents, budget, data)
     data_options = _accepted(data, sizes["data_options"])
     if trained:
         fits = [_saved(Path(folder), data, data_options, seed, device) for folder in trained for seed in seeds]
@@ -136,6 +137,7 @@ def compare(
                 show(f"training {name}", (before + share * fraction) / total)
 
             show(f"{name}: data", done / total)
+            _check_probe(load_data(data, data_options), described.get("latents", 0), sizes["probe"])
             folder = Path(described["saved"]) if "saved" in described else fit_cell(described, out, training)
             done += share
             for inference in inferences:
@@ -148,8 +150,11 @@ def compare(
                 cells.append((folder, infer_cell(inference, out, folder, inferring)))
                 done += share
         show("figures", 0.99)
-        rows = gather(cells)
-        write_report(out, rows, budget)
+        rows, references = gather(cells), {}
+        if load_data(data, data_options).targets and sizes["probe"]:
+            description = {"data": data, "data_options": data_options, "probe": sizes["probe"], "components": latents}
+            references = read_reference(reference_cell(description, out, lambda fraction: None))
+        write_report(out, rows, budget, references)
         show("done", 1.0)
     return Comparison(out, rows)
 
@@ -157,7 +162,7 @@ def compare(
 def _inference(fitted: dict[str, Any], method: str, sizes: dict[str, Any]) -> dict[str, Any]:
     return {"fit": fitted, "data": fitted["data"], "data_options": fitted["data_options"], "seed": fitted["seed"],
             "device": fitted["device"], "method": method, "options": {"steps": sizes["local_steps"]} if method == "local" else {},
-            **{key: sizes[key] for key in ("images", "draws", "k", "keep")}}
+            **{key: sizes[key] for key in ("images", "draws", "k", "keep", "probe")}}
 
 
 def _saved(folder: Path, data: str, data_options: dict, seed: int, device: str) -> dict[str, Any]:
@@ -209,9 +214,15 @@ def _check(what: str, chosen: Sequence, known: list[str] | None) -> None:
         raise ValueError(f"{what} are named twice: {', '.join(map(str, chosen))}")
 
 
-def choose_latents(latents: int | None, budget: str) -> int:
-    """The number that was asked for, or the budget's."""
-    return latents or (SMOKE_LATENTS if budget == "smoke" else DEFAULT_LATENTS)
+def choose_latents(latents: int | None, budget: str, data: str) -> int:
+    """The number that was asked for, or the budget's for these data."""
+    return latents or (ROFL_LATENTS if data.split("/")[0] == "rofl" else LATENTS)[budget]
+
+
+def _check_probe(data: Any, latents: int, probe: int) -> None:
+    fitted = min(probe, len(data.validation)) if data.targets and probe else latents + 2
+    if fitted < latents + 2:
+        raise ValueError(f"a readout of {latents} latents cannot be fitted on {fitted} images; choose at most {fitted - 2} latents")
 
 
 def choose_device(device: str | None) -> str:

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["bar", "silent", "training_bar", "work_bar"]
+__all__ = ["bar", "count_bar", "silent", "training_bar", "work_bar"]
 
 
 def bar() -> Progress:
@@ -48,6 +48,17 @@ def work_bar() -> Iterator[Callable[[str, float], None]]:
             display.update(task, description=what, completed=fraction)
 
         yield show
+
+
+@contextmanager
+def count_bar(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar that counts; yields what to call with (done, total). Nothing is shown if ``quiet``."""
+    if quiet:
+        yield lambda done, total: None
+        return
+    with bar() as display:
+        task = display.add_task(what, total=None, note="")
+        yield lambda done, total: display.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from inference.cells import read_fit
 from inference.checkpoint import load
 from inference.plots.activity import plot_active_curve
+from inference.plots.decodability import plot_decodability
 from inference.plots.dictionary import plot_dictionary
 from inference.plots.frontier import plot_frontier
 from inference.plots.gap import plot_gap
 from inference.plots.reconstructions import plot_reconstructions
 from inference.plots.style import new_figure, save
-from inference.plots.training import plot_training, unit_scale_offset
-from inference.table import SHOWN, Row, definition, summarize, write_csv
+from inference.plots.training import gaussian_constant, plot_training
+from inference.table import SHOWN, Row, definition, summarize, write_csv, write_decodability
 from zoo.files import atomic_file
+from zoo.models.one_layer import UNIT_SCALE
 
 __all__ = ["write_report"]
 
 PICTURES = 6  # images shown with their reconstructions
 
 
-def write_report(out: Path, rows: Sequence[Row], budget: str) -> None:
-    """Writes everything but the cells; what was there before is replaced file by file."""
+def write_report(out: Path, rows: Sequence[Row], budget: str, references: Mapping[str, Mapping[str, float]]) -> None:
+    """Writes everything but the cells; what was there before is replaced file by file.
+
+    Arguments:
+        references: Decodability of what no model stands behind, ``{name: {factor: R²}}``; empty for data without known causes.
+    """
     write_csv(out / "table.csv", rows)
     first = [row for row in rows if row.record["seed"] == rows[0].record["seed"]]
     figures = _figures(out, rows, first)
+    if references:
+        write_decodability(out / "decodability.csv", rows, references)
+        figures |= _decodability(out, first, references)
     _posteriors(out, rows)
     _remove_stale(out, rows, figures)
     with atomic_file(out / "report.md") as temporary:
@@ -67,12 +76,23 @@ def _figures(out: Path, rows: Sequence[Row], first: Sequence[Row]) -> dict[str, 
         captions["active.png"] = "Fraction of latents in use under the amortized posterior, for every threshold one might choose."
     histories = {name: config["history"] for name, row in trained.items() if (config := read_fit(row.trained)).get("history")}
     if histories:
-        pixels = first[0].arrays["x"][0].numel()
-        save(plot_training(histories, offset=unit_scale_offset(pixels)), out / "training.png")
+        pixels, scale = first[0].arrays["x"][0].numel(), read_fit(first[0].trained)["model"].get("scale", UNIT_SCALE)
+        save(plot_training(histories, offset=gaussian_constant(pixels, scale)), out / "training.png")
         captions["training.png"] = (
             "Training: the NELBO (−ELBO less its constant) on training images, against steps and seconds; β, the weight of the KL, "
             "rises in the shaded part.")
     return captions
+
+
+def _decodability(out: Path, first: Sequence[Row], references: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    read_out = {f"{row.record['model']} · {row.record['method']}": row.decodability for row in first}
+    title = f"What a linear readout finds: {first[0].record['data']}"
+    figure = plot_decodability({**references, **read_out}, references=list(references), title=title)
+    save(figure, out / "decodability.png")
+    return {"decodability.png": (
+        "How much of each true cause (columns) a linear readout of a posterior's mean (rows) explains on held-out images; above, the same "
+        "readout of the images' pixels and of as many principal components as the models have latents. It is fitted on other held-out "
+        "images: few images and many inputs make it worse.")}
 
 
 def _posteriors(out: Path, rows: Sequence[Row]) -> None:
@@ -87,8 +107,9 @@ def _posteriors(out: Path, rows: Sequence[Row]) -> None:
 def _remove_stale(out: Path, rows: Sequence[Row], figures: dict[str, str]) -> None:
     """Removes figures and posteriors of an earlier comparison in this folder that this one does not have."""
     posteriors = {f"{row.record['model']}-{row.record['method']}-seed{row.record['seed']}.nc" for row in rows}
-    for path in [*out.glob("dictionary_*.png"), *(out / "posteriors").glob("*.nc")]:
-        if path.name not in figures and path.name not in posteriors:
+    for path in [*out.glob("dictionary_*.png"), *out.glob("decodability.*"), *(out / "posteriors").glob("*.nc")]:
+        kept = path.name in figures or path.name in posteriors or path.with_suffix(".png").name in figures
+        if not kept:
             path.unlink()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from inference.cells import read_fit, read_scores
 from inference.metrics.scores import COLUMNS
 from zoo.files import atomic_file
 
-__all__ = ["GAP_COLUMNS", "KEYS", "Row", "gather", "shown", "summarize", "write_csv"]
+__all__ = ["GAP_COLUMNS", "KEYS", "Row", "gather", "shown", "summarize", "write_csv", "write_decodability"]
 
 KEYS = ("data", "model", "method", "seed")
 GAP_COLUMNS = {
     "gap": "amortization gap: elbo of 'local' minus elbo of 'amortized' on the same images, nats per image",
     "gap_se": "standard error of gap over images",
 }
-SHOWN = {"nelbo": ".1f", "gap": ".2f", "mse": ".1f", "kl": ".1f", "log_px_bound": ".1f", "lifetime_sparsity": ".3f", "zeros": ".3f",
-         "active": ".3f", "ms_per_image": ".2f"}
+SHOWN = {"nelbo": ".1f", "gap": ".2f", "mse": ".1f", "kl": ".1f", "log_px_bound": ".1f", "decodability": ".3f",
+         "lifetime_sparsity": ".3f", "zeros": ".3f", "active": ".3f", "ms_per_image": ".2f"}
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Row:
     arrays: dict[str, Tensor]
     trained: Path
     inferred: Path
+    decodability: dict[str, float]
 
 
 def gather(cells: Sequence[tuple[Path, Path]]) -> list[Row]:
@@ -44,7 +45,7 @@ def gather(cells: Sequence[tuple[Path, Path]]) -> list[Row]:
         described = result["description"]
         record = {"data": described["data"], "model": read_fit(trained)["model"]["name"], "method": described["method"],
                   "seed": described["seed"], **result["scores"], "gap": math.nan, "gap_se": math.nan}
-        rows.append(Row(record, arrays, trained, inferred))
+        rows.append(Row(record, arrays, trained, inferred, result["decodability"]))
     for row in rows:
         if row.record["method"] == "amortized":
             for other in rows:
@@ -62,6 +63,16 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({name: "" if _missing(row.record[name]) else row.record[name] for name in columns})
+
+
+def write_decodability(path: Path, rows: Sequence[Row], references: Mapping[str, Mapping[str, float]]) -> None:
+    """Writes ``decodability.csv``: R² of each factor, a line for each row of the table, and for each reference (its name as the model)."""
+    lines = [{"data": rows[0].record["data"], "model": name} | scores for name, scores in references.items()]
+    lines += [{key: row.record[key] for key in KEYS} | row.decodability for row in rows if row.decodability]
+    with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*KEYS, *next(row.decodability for row in rows if row.decodability)])
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def summarize(rows: Sequence[Row]) -> list[dict[str, str]]:

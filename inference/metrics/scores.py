@@ -18,15 +18,17 @@ from inference.posterior import Posterior
 __all__ = ["COLUMNS", "Scores", "score"]
 
 COLUMNS: dict[str, str] = {
-    "nelbo": "mse + kl, the literature's negative ELBO (sum of squares, no constants); lower is better",
+    "nelbo": "distortion + kl, the literature's negative ELBO (no constants); lower is better",
     "nelbo_se": "standard error of nelbo over images",
     "mse": "sum of squared errors over the pixels of an image, expected over exact (unrelaxed) draws; lower is better",
     "mse_mean": "the same for the decoded posterior mean of the code; lower is better",
+    "distortion": "expected −log p(x | z) less its constant, nats: mse / (2σ²) under Gaussian noise, so mse at the default σ = √½",
     "kl": "KL divergence of the posterior from the prior, nats per image",
     "elbo": "evidence lower bound under the model's own likelihood, nats per image; higher is better",
     "log_px_bound": "importance-weighted bound on log p(x), nats per image; higher is better",
     "log_px_bound_se": "standard error of log_px_bound over images",
     "r2": "1 − squared error / variance around the image's own mean, mean over images; higher is better",
+    "decodability": "R² of a linear readout of the true causes (where known) on held-out images, mean over causes; higher is better",
     "lifetime_sparsity": "Treves–Rolls sparsity of a unit over images, mean over units, 0 to 1",
     "population_sparsity": "Treves–Rolls sparsity of an image over units, mean over images, 0 to 1",
     "zeros": "fraction of exact zeros in the code",
@@ -43,7 +45,8 @@ class Scores:
 
     Attributes:
         values: One number for each of :data:`COLUMNS` (NaN where a method has no such number).
-        per_image: The per-image numbers ``(N,)`` behind them: ``mse``, ``kl``, ``nelbo``, ``r2``, ``log_px_bound``.
+        per_image: The per-image numbers ``(N,)`` behind them: ``mse``, ``distortion``, ``kl``, ``nelbo``, ``elbo``, ``r2``,
+            ``log_px_bound``.
         unit_kl: KL divergence of each latent, mean over images, ``(K,)``, or None.
     """
 
@@ -62,7 +65,7 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
 
     Every number honours the family's activation: what is decoded and what sparsity is measured on is the code.
     """
-    squares, log_likelihood, code_mean = _reconstruct(model, x, posterior)
+    squares, log_likelihood, peak, code_mean = _reconstruct(model, x, posterior)
     n = len(x)
     nan = torch.full((n,), torch.nan, device=x.device)
     kl, unit_kl, bound = nan, None, nan.clone()
@@ -71,7 +74,8 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
         bound = iwae_bound(model, x, posterior.params, k, seed=seed)
     flat = x.flatten(1)
     spread = (flat - flat.mean(1, keepdim=True)).square().sum(1)
-    per_image = {"mse": squares, "kl": kl, "nelbo": squares + kl, "elbo": log_likelihood - kl,
+    distortion = peak - log_likelihood
+    per_image = {"mse": squares, "distortion": distortion, "kl": kl, "nelbo": distortion + kl, "elbo": log_likelihood - kl,
                  "r2": 1.0 - squares / (spread + torch.finfo(x.dtype).eps), "log_px_bound": bound}
     code = _code(model, posterior)
     values = {name: value.mean().item() for name, value in per_image.items()}
@@ -81,21 +85,23 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     values["population_sparsity"] = population_sparsity(code).mean().item() if code.shape[1] > 1 else math.nan
     values["zeros"] = fraction_of_zeros(code).item()
     values["active"] = math.nan if unit_kl is None else (unit_kl > ACTIVE_KL).to(x.dtype).mean().item()
+    values["decodability"] = math.nan  # needs other images: see inference.metrics.decodability
     values["gradient_evaluations"] = posterior.cost.get("gradient_evaluations", math.nan)
     values["ms_per_image"] = 1e3 * posterior.cost.get("seconds", math.nan) / n
     values["kb_per_image"] = posterior.cost.get("bytes_per_image", math.nan) / 1e3
     return Scores({name: values[name] for name in COLUMNS}, per_image, unit_kl)
 
 
-def _reconstruct(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tensor, Tensor, Tensor]:
-    """Expected squared error ``(N,)``, expected log p(x | z) ``(N,)`` and the decoded mean code.
+def _reconstruct(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Expected squared error ``(N,)``, expected log p(x | z) ``(N,)``, the greatest it could be ``(N,)``, and the decoded mean code.
 
     In closed form for linear decoders, otherwise means over the draws.
     """
     mean = _decoded_mean(model, x, posterior)
     if posterior.params is not None and getattr(model, "linear", False):
         spread = model.family.decoded_variance(posterior.params["z"], model.decoder.weight)
-        return (x - mean).flatten(1).square().sum(1) + spread, model.expected_log_prob(x, posterior.params), mean
+        squares = (x - mean).flatten(1).square().sum(1) + spread
+        return squares, model.expected_log_prob(x, posterior.params), model.observation(mean).log_prob(mean), mean
     chains, draws = next(iter(posterior.samples.values())).shape[:2]
     squares = log_likelihood = torch.zeros(len(x), device=x.device)
     for chain in range(chains):
@@ -103,7 +109,7 @@ def _reconstruct(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tens
             law = observation(model, {name: value[chain, draw] for name, value in posterior.samples.items()}, x)
             squares = squares + (x - law.mean).flatten(1).square().sum(1)
             log_likelihood = log_likelihood + law.log_prob(x)
-    return squares / (chains * draws), log_likelihood / (chains * draws), mean
+    return squares / (chains * draws), log_likelihood / (chains * draws), law.log_prob(law.mean), mean
 
 
 def _decoded_mean(model: Callable, x: Tensor, posterior: Posterior) -> Tensor:

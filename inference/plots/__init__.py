@@ -7,8 +7,9 @@ from inference.plots.flow import draw_key, flow_colors, plot_flow
 from inference.plots.frontier import plot_frontier
 from inference.plots.gap import plot_gap
 from inference.plots.reconstructions import plot_reconstructions
+from inference.plots.rofl import plot_frames
 from inference.plots.style import save
-from inference.plots.training import plot_training, unit_scale_offset
+from inference.plots.training import gaussian_constant, plot_training
 
-__all__ = ["draw_key", "flow_colors", "plot_active_curve", "plot_decodability", "plot_dictionary", "plot_flow", "plot_frontier", "plot_gap",
-           "plot_reconstructions", "plot_training", "save", "unit_scale_offset"]
+__all__ = ["draw_key", "flow_colors", "gaussian_constant", "plot_active_curve", "plot_decodability", "plot_dictionary", "plot_flow",
+           "plot_frames", "plot_frontier", "plot_gap", "plot_reconstructions", "plot_training", "save"]

@@ -22,29 +22,29 @@ def plot_frontier(records: Sequence[Mapping[str, Any]], *, title: str | None = N
     """Draws every (model, method) of a comparison as a point, mean over seeds, error bars ± one standard deviation over seeds.
 
     Arguments:
-        records: Rows of the comparison's table with ``data``, ``model``, ``method``, ``mse`` (sum of squares per image), ``kl``
-            (nats per image) and ``lifetime_sparsity``; one row of panels for each data set.
+        records: Rows of the comparison's table with ``data``, ``model``, ``method``, ``distortion`` and ``kl`` (nats per
+            image) and ``lifetime_sparsity``; one row of panels for each data set.
         title: Title of the figure.
 
-    Left: rate (``kl``) against distortion (``mse``) with lines of equal NELBO = mse + kl; methods without a KL are left out.
+    Left: rate (``kl``) against distortion with lines of equal NELBO = distortion + kl; methods without a KL are left out.
     Right: lifetime sparsity against the same distortion, for all methods. Colour is the model, marker the method; a faint line
     joins the methods of one model.
 
     Raises:
         ValueError: if there are no records or one lacks a column.
     """
-    require(records, "data", "model", "method", "mse", "kl", "lifetime_sparsity")
+    require(records, "data", "model", "method", "distortion", "kl", "lifetime_sparsity")
     data = unique(records, "data")
     colors, markers = model_colors(unique(records, "model")), method_markers(unique(records, "method"))
     figure = new_figure(11.0, 4.6 * len(data) + 0.4 * bool(title), title)
     axes = figure.subplots(len(data), 2, squeeze=False, sharey="row")
     for name, (left, right) in zip(data, axes, strict=True):
         rows = [record for record in records if str(record["data"]) == name]
-        rated = cells(rows, "kl", "mse")
+        rated = cells(rows, "kl", "distortion")
         _points(left, rated, "kl", colors, markers)
-        _points(right, cells(rows, "lifetime_sparsity", "mse"), "lifetime_sparsity", colors, markers)
+        _points(right, cells(rows, "lifetime_sparsity", "distortion"), "lifetime_sparsity", colors, markers)
         left.set_xlabel("rate: KL (nats per image)")
-        left.set_ylabel("distortion: squared error per image")
+        left.set_ylabel("distortion (nats per image)")
         right.set_xlabel("lifetime sparsity (0 dense, 1 sparse)")
         left.set_title(name if len(data) > 1 else "Rate and distortion")
         right.set_title("" if len(data) > 1 else "Sparsity and distortion")
@@ -62,10 +62,10 @@ def _points(ax: Axes, points: dict[tuple[str, str], dict[str, Spread]], across: 
     """One marker for each (model, method); a faint line joins the methods of a model."""
     for model in dict.fromkeys(model for model, _ in points):
         mine = [values for (name, _), values in points.items() if name == model]
-        ax.plot([values[across].mean for values in mine], [values["mse"].mean for values in mine], color=colors[model],
+        ax.plot([values[across].mean for values in mine], [values["distortion"].mean for values in mine], color=colors[model],
                 linewidth=1.5, alpha=0.45, zorder=2)
     for (model, method), values in points.items():
-        x, y = values[across], values["mse"]
+        x, y = values[across], values["distortion"]
         bars = {"xerr": x.sd, "yerr": y.sd} if x.count > 1 else {}
         ax.errorbar(x.mean, y.mean, **bars, fmt=markers[method], color=colors[model], label=f"{model} · {method}",
                     zorder=3, **POINT)
@@ -73,7 +73,7 @@ def _points(ax: Axes, points: dict[tuple[str, str], dict[str, Spread]], across: 
 
 
 def _equal_nelbo(ax: Axes) -> None:
-    """Lines mse + kl = constant across the panel, each labelled near its upper left end."""
+    """Lines distortion + kl = constant across the panel, each labelled near its upper left end."""
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
     levels = MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]).tick_values(x0 + y0, x1 + y1)
     for level in levels[(levels > x0 + y0) & (levels < x1 + y1)]:

@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 from inference.plots.style import MUTED, line_styles, new_figure, styled
 
-__all__ = ["plot_training", "unit_scale_offset"]
+__all__ = ["gaussian_constant", "plot_training"]
 
 
-def unit_scale_offset(pixels: int) -> float:
-    """The constant ``(D/2) log π`` in −log p(x | z) when σ = √½: without it, −ELBO is squared error + KL."""
-    if pixels < 1:
-        raise ValueError(f"pixels must be at least 1, not {pixels}")
-    return 0.5 * pixels * math.log(math.pi)
+def gaussian_constant(pixels: int, scale: float) -> float:
+    """The constant ``(D/2) log 2πσ²`` in −log p(x | z) under Gaussian noise: without it, −ELBO is the NELBO of the table."""
+    if pixels < 1 or not scale > 0.0:
+        raise ValueError(f"pixels must be at least 1 and scale positive, not {pixels} and {scale}")
+    return 0.5 * pixels * math.log(2.0 * math.pi * scale**2)
 
 
 @styled
@@ -27,7 +27,7 @@ def plot_training(histories: Mapping[str, Sequence[Mapping[str, float]]], *, off
 
     Arguments:
         histories: ``{label: rows}`` with ``step``, ``seconds``, ``elbo`` and, for the warm-up, ``beta``, as in ``History.rows``.
-        offset: Constant taken off; :func:`unit_scale_offset` gives the literature's convention for σ = √½.
+        offset: Constant taken off; :func:`gaussian_constant` gives the literature's convention.
         title: Title of the figure.
 
     The steps in which the weight β of the KL still rises are shaded; on each curve a dot marks where it has reached its end. The

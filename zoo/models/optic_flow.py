@@ -49,7 +49,7 @@ class OpticFlow(nn.Module):
     """
 
     def __init__(self, category: str = "fixate-1", *, resolution: int = 17, residual: bool = False, edge: float = 0.0,
-                 noise: str = "gaussian", scale: float = 0.05, learn_scale: bool = False, truncate: bool = True) -> None:
+                 noise: str = "gaussian", scale: float = 0.1, learn_scale: bool = False, truncate: bool = True) -> None:
         super().__init__()
         self.world = World(category, resolution, residual=residual)
         if self.world.kind not in ("fixate", "transl", "obj"):

@@ -34,7 +34,7 @@ class Stream:
         noise: As that of a data set.
     """
 
-    noise = 0.05
+    noise = 0.1  # rad/s, about half the standard deviation of the flow itself
 
     def __init__(self, world: World | str = "fixate-1", *, seed: int = 0, device: str | torch.device = "cpu") -> None:
         self.world = World(world) if isinstance(world, str) else world
