@@ -36,7 +36,7 @@ def _small(monkeypatch):
     monkeypatch.setitem(BUDGETS, "smoke", {"steps": 6, "batch_size": 20, "lr": 1e-2, "warmup": 0.0})
     monkeypatch.setitem(comparison.SIZES, "smoke", {"data_options": {"n_train": 40, "n_test": 20, "elsewhere": 1}, "images": 18,
                                                     "draws": 2,
-                                                    "k": 3, "keep": 7, "local_steps": 8})
+                                                    "k": 3, "keep": 7, "local_steps": 8, "probe": 10})
     yield
     cells._loaded.cache_clear()
 
@@ -44,7 +44,7 @@ def _small(monkeypatch):
 @pytest.fixture
 def table_only(monkeypatch):
     """No figures: they have tests of their own, and take most of the time."""
-    monkeypatch.setattr(comparison, "write_report", lambda out, rows, budget: write_csv(out / "table.csv", rows))
+    monkeypatch.setattr(comparison, "write_report", lambda out, rows, budget, references: write_csv(out / "table.csv", rows))
 
 
 def table(folder):

@@ -82,7 +82,8 @@ def test_scores_against_draws(name, options, decoder):
     assert scores.unit_kl.shape == (6,) and (scores.unit_kl >= -1e-6).all()
     assert scores.unit_kl.sum().item() == pytest.approx(scores.values["kl"], rel=1e-4)
     assert scores.values["active"] == pytest.approx((scores.unit_kl > 1e-2).float().mean().item())
-    torch.testing.assert_close(scores.per_image["nelbo"], scores.per_image["mse"] + scores.per_image["kl"])
+    torch.testing.assert_close(scores.per_image["distortion"], scores.per_image["mse"], rtol=1e-4, atol=1e-3)  # σ = √½
+    torch.testing.assert_close(scores.per_image["nelbo"], scores.per_image["distortion"] + scores.per_image["kl"])
     constant = 9 / 2 * math.log(math.pi)  # σ = √½: −log N(x; y, ½) = ‖x − y‖² + (D/2) log π
     torch.testing.assert_close(scores.per_image["elbo"], -scores.per_image["nelbo"] - constant, rtol=1e-4, atol=1e-3)
     first = family.code(posterior.samples["z"][0, 0]).flatten(1)
@@ -106,14 +107,16 @@ def test_r2_by_hand():
 
 
 @pytest.mark.parametrize("learn_scale", ["image", "pixel"])
-def test_a_learned_scale_enters_the_elbo_and_not_the_nelbo(learn_scale):
+def test_a_learned_scale_enters_the_elbo_and_weighs_the_distortion(learn_scale):
     model, guide, x = pair("poisson", learn_scale=learn_scale)
     posterior = infer(model, x, guide=guide, draws=2)
     before = score(model, x, posterior, k=2)
     with torch.no_grad():
         model.log_scale += torch.linspace(-0.5, 0.5, model.log_scale.numel()).reshape(model.log_scale.shape)
         after, exact = score(model, x, posterior, k=2), exact_elbo(model, guide, x)
-    torch.testing.assert_close(after.per_image["nelbo"], before.per_image["nelbo"])
+    constant = 4.5 * math.log(2.0 * math.pi) + model.log_scale.detach().expand(x.shape[1:]).sum()
+    torch.testing.assert_close(after.per_image["nelbo"], -after.per_image["elbo"] - constant, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(after.per_image["mse"], before.per_image["mse"])
     assert (after.per_image["elbo"] - before.per_image["elbo"]).abs().max() > 0.05
     torch.testing.assert_close(after.per_image["elbo"], exact.value)
 

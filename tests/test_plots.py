@@ -32,7 +32,7 @@ def history(last: float, steps: int = 20) -> list[dict[str, float]]:
 
 def test_training_draws_the_negative_bound_against_steps_and_seconds():
     histories = {"poisson": history(300.0), "gaussian · seed 1": history(280.0)}
-    offset = plots.unit_scale_offset(256)
+    offset = plots.gaussian_constant(256, math.sqrt(0.5))
     assert offset == pytest.approx(128 * math.log(math.pi))
     left, right = plots.plot_training(histories, offset=offset).axes
     for ax, across in ((left, "step"), (right, "seconds")):
@@ -61,7 +61,9 @@ def test_training_refuses():
     with pytest.raises(ValueError, match="'mine' lack elbo"):
         plots.plot_training({"mine": [{"step": 1, "seconds": 1.0}]})
     with pytest.raises(ValueError, match="pixels"):
-        plots.unit_scale_offset(0)
+        plots.gaussian_constant(0, 1.0)
+    with pytest.raises(ValueError, match="scale positive"):
+        plots.gaussian_constant(4, 0.0)
 
 
 def test_active_curve_is_the_survival_function_on_the_axes_given():

@@ -29,7 +29,7 @@ def rows(nelbo: dict[tuple[str, str], list[float]], **extra: float) -> list[dict
         for seed, value in enumerate(values):
             point = method == "map"
             kl = math.nan if point else 10.0 + seed
-            records.append({"data": "patches", "model": model, "method": method, "seed": seed, "kl": kl, "mse": value - 10.0 - seed,
+            records.append({"data": "patches", "model": model, "method": method, "seed": seed, "kl": kl, "distortion": value - 10.0 - seed,
                             "nelbo": math.nan if point else value, "lifetime_sparsity": 0.5 + 0.01 * seed, **extra})
     return records
 
@@ -62,9 +62,9 @@ def test_frontier_draws_the_records_of_one_seed_without_bars():
     assert set(sparse) == {*rate, "poisson · map"}
     for record in records:
         label = f"{record['model']} · {record['method']}"
-        assert place(sparse[label]) == (record["lifetime_sparsity"], record["mse"])
+        assert place(sparse[label]) == (record["lifetime_sparsity"], record["distortion"])
         if label in rate:
-            assert place(rate[label]) == (record["kl"], record["mse"])
+            assert place(rate[label]) == (record["kl"], record["distortion"])
             assert not rate[label].has_xerr and not rate[label].has_yerr
     line = rate["poisson · local"].lines[0]
     assert to_hex(line.get_color()) == MODEL_COLORS["poisson"].lower() and line.get_marker() == METHOD_MARKERS["local"]
@@ -93,8 +93,8 @@ def test_frontier_lines_join_equal_nelbo():
 
 def test_frontier_skips_what_is_missing_and_takes_text_fields():
     records = rows({("poisson", "local"): [150.0, 152.0], ("poisson", "map"): [70.0]})
-    records[1]["mse"] = ""  # as an empty field of a table reads
-    records[0]["mse"] = "140.5"
+    records[1]["distortion"] = ""  # as an empty field of a table reads
+    records[0]["distortion"] = "140.5"
     left, right = plots.plot_frontier(records).axes
     assert {label: place(point) for label, point in points(left).items()} == {"poisson · local": (10.0, 140.5)}
     assert set(points(right)) == {"poisson · local", "poisson · map"}
@@ -104,7 +104,7 @@ def test_frontier_skips_what_is_missing_and_takes_text_fields():
 
 def test_frontier_has_a_row_of_panels_for_each_data_set():
     records = rows({("poisson", "local"): [150.0]})
-    other = [{**records[0], "data": "digits", "mse": 7.0}]
+    other = [{**records[0], "data": "digits", "distortion": 7.0}]
     axes = plots.plot_frontier(records + other).axes
     assert [place(point)[1] for ax in axes for point in points(ax).values()] == [140.0, 140.0, 7.0, 7.0]
 
