@@ -61,7 +61,9 @@ def _figures(out: Path, rows: Sequence[Row], first: Sequence[Row]) -> dict[str, 
              (row.arrays["reconstruction"][:PICTURES], row.arrays["mse"][: min(PICTURES, len(row.arrays["x"]))]) for row in first}
     save(plot_reconstructions(first[0].arrays["x"][:PICTURES], shown, title="Held-out images and their posterior reconstructions"),
          out / "reconstructions.png")
-    captions["reconstructions.png"] = "Held-out images, and the mean image under each posterior, with the expected squared error."
+    captions["reconstructions.png"] = (
+        "Held-out images, and the mean image under each posterior, with the expected squared error. Images of two channels are optic flow: "
+        "hue is the direction of motion, saturation its speed.")
     save(plot_frontier(records), out / "frontier.png")
     captions["frontier.png"] = "Rate against distortion, and sparsity against distortion: which trade each model and method makes."
     if any(row.record["nelbo"] == row.record["nelbo"] for row in rows):

@@ -104,7 +104,7 @@ def test_colours_and_markers_are_fixed_and_unknown_names_take_the_cycle_in_any_o
 
 
 def every_figure() -> dict[str, Figure]:
-    records = [{"data": "patches", "model": "poisson", "method": method, "seed": seed, "mse": nelbo + seed - 10.0, "kl": 10.0,
+    records = [{"data": "patches", "model": "poisson", "method": method, "seed": seed, "distortion": nelbo + seed - 10.0, "kl": 10.0,
                 "nelbo": nelbo + seed, "lifetime_sparsity": 0.9} for method, nelbo in (("amortized", 160.0), ("local", 150.0))
                for seed in range(2)]
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))

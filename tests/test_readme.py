@@ -39,8 +39,14 @@ def test_its_python_example_runs_on_a_small_budget(tmp_path, monkeypatch):
     assert (tmp_path / "posterior.nc").stat().st_size > 0
 
 
+def test_its_optic_flow_example_runs():
+    code = next(block for block in blocks("python") if "rofl.World(" in block)
+    assert "starts=16)" in code
+    exec(compile(code.replace("starts=16)", "starts=2, steps=5)"), "README.md", "exec"), {})
+
+
 def test_every_name_in_its_tables_is_registered():
     for family in re.findall(r"^\| `(\w+)` \| ", README, flags=re.MULTILINE):
         assert family in zoo.latents.registry or family in methods or family in guides, family
-    for data in ("patches", "digits", "mnist", "van_hateren", "olshausen", "omniglot"):
-        assert data in zoo.data.registry and f"`{data}`" in README
+    for data in ("patches", "digits", "mnist", "van_hateren", "olshausen", "omniglot", "rofl"):
+        assert data in zoo.data.registry and re.search(f"`{data}[`/]", README)

@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 
 from inference.metrics.activity import ACTIVE_KL, active_curve
-from inference.plots.images import array
+from inference.plots.arrays import array
 from inference.plots.style import MUTED, line_styles, new_figure, styled
 
 __all__ = ["plot_active_curve"]

@@ -11,12 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inference.metrics.activity import ACTIVE_KL
-from inference.plots.images import array, side_by_side
+from inference.plots.arrays import array
+from inference.plots.flow_key import draw_wheel
+from inference.plots.images import draw_frames, is_flow, magnitude, tiles
 from inference.plots.style import MUTED, new_figure, styled
 
 __all__ = ["plot_dictionary"]
 
 FAINT = 0.3  # opacity of the tiles of unused latents
+UNUSED_ROWS = 2  # of tiles of unused latents, at most
+KEY = 1.5  # inches for the key of flow
 FLOOR = 1e-6  # nats; smaller values of the KL are drawn here, on the log axis
 
 
@@ -27,13 +31,17 @@ def plot_dictionary(weight: Any, event_shape: Sequence[int], unit_kl: Any = None
 
     Arguments:
         weight: Dictionary Φ, ``(D, K)``: one feature a column.
-        event_shape: Shape of one image, ``(channels, height, width)``; channels are drawn side by side.
+        event_shape: Shape of one image, ``(channels, height, width)``. Two channels are optic flow, rightwards and upwards, row 0 at
+            the bottom of the visual field: hue is direction, saturation speed, with a key. Otherwise channels are drawn side by side
+            in grey.
         unit_kl: KL divergence of each latent in nats, ``(K,)``. With it the tiles are sorted, highest KL first in reading order;
-            those at or below the threshold ``ACTIVE_KL`` come last, faint, after a gap; and a panel shows the sorted KL.
+            those at or below the threshold ``ACTIVE_KL`` come last, faint, after a gap, two rows of them at most; and a panel shows
+            the sorted KL.
         title: Title of the figure.
         count: How many tiles to draw at most, the first ones; all by default.
 
-    Every tile has its own grey scale, symmetric around zero: grey is 0, black and white are ∓ the largest weight.
+    Every tile has its own scale: of grey, symmetric around zero, where grey is 0, black and white are ∓ the largest weight; of flow, up
+    to its largest speed.
 
     Raises:
         ValueError: for shapes that do not fit, or numbers that are not finite.
@@ -41,23 +49,31 @@ def plot_dictionary(weight: Any, event_shape: Sequence[int], unit_kl: Any = None
     weight, order, kl = _check(weight, event_shape, unit_kl)
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
-    shown = order[:count]
-    tiles = side_by_side(weight.T[shown], event_shape)
-    tiles = tiles / np.nanmax(np.abs(tiles), axis=(1, 2), keepdims=True).clip(min=np.finfo(float).tiny)
-    active = len(shown) if kl is None else int((kl[shown] > ACTIVE_KL).sum())
-    mosaic, opacity, gap = _mosaic(tiles, active, 1 if event_shape[0] == 1 else 3)
+    active = len(order) if kl is None else int((kl > ACTIVE_KL).sum())
+    features = weight.T[order]
+    largest = magnitude(features, event_shape).max(axis=(1, 2, 3)).clip(min=np.finfo(float).tiny)
+    pictures = tiles(features / largest[:, None], event_shape, 1.0)
+    height, width = pictures.shape[1:3]
+    space = min(event_shape[0], 3)  # pixels between tiles
+    columns, drawn = _arrange(active, len(order) - active, count, height + space, width + space)
+    mosaic, corners, gap = _mosaic(pictures[:drawn], active, columns, space)
 
     side = 6.4 * min(1.0, 1.1 * mosaic.shape[1] / mosaic.shape[0])
-    panels = [max(side, 3.2)] if kl is None else [max(side, 3.2), 3.6]
-    tall = max(2.0 if kl is None else 3.2, side * mosaic.shape[0] / mosaic.shape[1])
-    figure = new_figure(sum(panels) + 0.4 * len(panels), tall + 1.2, title)
-    axes = figure.subplots(1, len(panels), width_ratios=panels, squeeze=False)[0]
-    _draw_tiles(axes[0], mosaic, opacity)
-    axes[0].set_title("Features, each on its own scale" if kl is None else "Features, highest KL first")
+    figure, axes = _panels(max(side, 3.2), side * mosaic.shape[0] / mosaic.shape[1], kl is not None, is_flow(event_shape), title)
+    axes["tiles"].imshow(mosaic, interpolation="nearest")
+    axes["tiles"].set_anchor("NW")
+    axes["tiles"].set_axis_off()
+    axes["tiles"].set_title("Features, each on its own scale" if kl is None else "Features, highest KL first")
     if gap is not None:
-        axes[0].text(0, gap, f"{len(shown) - active} not used (KL ≤ {ACTIVE_KL:g} nats)", va="center", ha="left", color=MUTED)
+        text = f"{len(order) - active} not used (KL ≤ {ACTIVE_KL:g} nats)"
+        if drawn < len(order):
+            text += f", {len(order) - drawn} of them not drawn"
+        axes["tiles"].text(0, gap, text, va="center", ha="left", color=MUTED)
+    if is_flow(event_shape):
+        draw_frames(axes["tiles"], corners - 0.5, width, height)
+        draw_wheel(axes["key"], "rim: the fastest\nof each feature")
     if kl is not None:
-        _draw_kl(axes[1], kl[order], len(shown))
+        _draw_kl(axes["kl"], kl[order], drawn)
     return figure
 
 
@@ -84,28 +100,47 @@ def _columns(count: int, height: int, width: int) -> int:
     return min(count, min(near, key=lambda columns: -count % columns / columns + abs(columns - ideal) / ideal))
 
 
-def _mosaic(tiles: np.ndarray, active: int, space: int) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """All tiles as one picture ``space`` pixels apart, its opacity, and the row of pixels in which to name the unused, if any."""
-    count, height, width = tiles.shape
+def _arrange(active: int, unused: int, count: int | None, height: int, width: int) -> tuple[int, int]:
+    """Tiles in a row, and tiles in all: as many unused ones as fit into their rows, ``count`` at most."""
+    most = active + unused if count is None else min(count, active + unused)
+    for drawn in range(most, 0, -1):
+        columns = _columns(drawn, height, width)
+        if drawn - active <= UNUSED_ROWS * columns:
+            break
+    return columns, drawn
+
+
+def _mosaic(pictures: np.ndarray, active: int, columns: int, space: int) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """All tiles as one picture ``space`` pixels apart, their corners (x, y) in it, and the row in which to name the unused, if any."""
+    count, height, width = pictures.shape[:3]
     down, across = height + space, width + space
-    columns = _columns(count, down, across)
-    above, below = math.ceil(active / columns), math.ceil((count - active) / columns)
-    gap = max(height, math.ceil(0.05 * columns * across)) if below else 0  # 5 % of the width: room for a line of text
-    mosaic = np.full(((above + below) * down + gap - space, columns * across - space), np.nan)
-    opacity = np.ones_like(mosaic)
-    for i, tile in enumerate(tiles):
+    above, below = math.ceil(min(active, count) / columns), math.ceil(max(count - active, 0) / columns)
+    low, high = (math.ceil(share * columns * across) for share in (0.05, 0.15))  # 5 % of the width: room for a line of text
+    gap = min(max(height, low), high) if below else 0
+    mosaic = np.zeros(((above + below) * down + gap - space, columns * across - space, 4))
+    corners = []
+    for i, picture in enumerate(pictures):
         used = i < active
         row, column = divmod(i if used else i - active, columns)
         top, left = row * down + (0 if used else above * down + gap), column * across
-        mosaic[top:top + height, left:left + width] = tile
-        opacity[top:top + height, left:left + width] = 1.0 if used else FAINT
-    return mosaic, opacity, above * down + (gap - space) / 2 if below else None
+        mosaic[top:top + height, left:left + width] = picture * (1, 1, 1, 1.0 if used else FAINT)
+        corners.append((left, top))
+    return mosaic, np.array(corners), above * down + (gap - space) / 2 if below else None
 
 
-def _draw_tiles(ax: Axes, mosaic: np.ndarray, opacity: np.ndarray) -> None:
-    ax.imshow(np.ma.masked_invalid(mosaic), cmap="gray", vmin=-1, vmax=1, alpha=opacity, interpolation="nearest")
-    ax.set_anchor("NW")
-    ax.set_axis_off()
+def _panels(wide: float, tall: float, kl: bool, flow: bool, title: str) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with axes ``"tiles"`` of that size in inches, and ``"kl"`` and ``"key"`` if there are."""
+    if kl and flow:
+        panels, widths, heights = [["tiles", "kl"], ["tiles", "key"]], [wide, 3.6], [max(3.2, tall - KEY - 0.8), KEY]
+    elif kl:
+        panels, widths, heights = [["tiles", "kl"]], [wide, 3.6], [max(3.2, tall)]
+    elif flow:
+        panels, widths, heights = [["tiles", "key"]], [wide, KEY], [max(KEY + 0.8, tall)]
+    else:
+        panels, widths, heights = [["tiles"]], [wide], [max(2.0, tall)]
+    between = 0.8 if len(heights) == 2 else 0.0
+    figure = new_figure(sum(widths) + 0.4 * len(widths), sum(heights) + between + 1.2, title)
+    return figure, figure.subplot_mosaic(panels, width_ratios=widths, height_ratios=heights, gridspec_kw={"hspace": 0.08})
 
 
 def _draw_kl(ax: Axes, kl: np.ndarray, shown: int) -> None:
@@ -116,6 +151,8 @@ def _draw_kl(ax: Axes, kl: np.ndarray, shown: int) -> None:
     ax.scatter(rank, height, c=np.where(kl > ACTIVE_KL, "black", "#AAAAAA"), s=14, zorder=2)
     ax.axhline(ACTIVE_KL, color=MUTED, linestyle="--", linewidth=1.2, zorder=0)
     ax.set_ylim(bottom=min(height.min(), ACTIVE_KL) / 2)
+    if kl.max() <= ACTIVE_KL:
+        ax.set_ylim(top=3 * ACTIVE_KL)  # the threshold not at the very top
     ax.set_xlabel("rank of the latent")
     ax.set_ylabel("KL (nats per image)" + (f", {FLOOR:g} if less" if kl.min() < FLOOR else ""))
     ax.set_title(f"{int((kl > ACTIVE_KL).sum())} of {len(kl)} used")

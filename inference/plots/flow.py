@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from inference.plots.arrays import array
 from inference.plots.flow_key import INK, check_limit, draw_key, flow_colors, positive
-from inference.plots.images import array
 from inference.plots.style import new_figure, styled
 
 __all__ = ["draw_key", "flow_colors", "plot_flow"]

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 
-from inference.plots.images import array
+from inference.plots.arrays import array
 from inference.plots.style import styled
 
-__all__ = ["INK", "check_limit", "draw_key", "flow_colors", "positive"]
+__all__ = ["INK", "check_limit", "draw_key", "draw_wheel", "flow_colors", "positive"]
 
 INK = "#1A1A1A"
 RING = {"facecolor": "none", "edgecolor": "#444444", "linewidth": 0.9}
@@ -64,9 +64,7 @@ def draw_key(ax: Axes, limit: float) -> None:
         ValueError: if ``limit`` is not a positive number.
     """
     rim = np.degrees(positive(limit, "limit"))
-    up, right = np.mgrid[-1:1:301j, -1:1:301j]
-    wheel = ax.imshow(flow_colors(np.stack([right, up]), 1.0), origin="lower", extent=(-1, 1, -1, 1), interpolation="bilinear")
-    wheel.set_clip_path(ax.add_patch(Circle((0, 0), 1.0, **RING)))
+    _wheel(ax)
     ax.add_patch(Circle((0, 0), 0.5, linestyle=(0, (3, 3)), **RING))
     for name, across, along, horizontal, vertical in (("right", 1, 0, "left", "center"), ("left", -1, 0, "right", "center"),
                                                       ("up", 0, 1, "center", "bottom"), ("down", 0, -1, "center", "top")):
@@ -76,6 +74,29 @@ def draw_key(ax: Axes, limit: float) -> None:
     ax.text(0, -1.55, f"rim: {rim:.3g} deg/s\ndashed: {rim / 2:.3g} deg/s", ha="center", va="top", linespacing=1.4)
     ax.set(xlim=(-1.7, 1.75), ylim=(-2.3, 1.4), aspect="equal")
     ax.set_axis_off()
+
+
+def draw_wheel(ax: Axes, rim: str) -> None:
+    """Draws a compact key of the colours of flow into ``ax``: a wheel with arrows in the directions of motion.
+
+    Arguments:
+        rim: How fast the motion at the wheel's rim is, in words.
+    """
+    _wheel(ax)
+    angle = np.arange(8) * np.pi / 4
+    across, along = np.cos(angle), np.sin(angle)
+    ax.quiver(0.3 * across, 0.3 * along, 0.5 * across, 0.5 * along, angles="xy", scale_units="xy", scale=1, color=INK, units="inches",
+              width=0.014, headwidth=5, headlength=5.5, headaxislength=5)
+    ax.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", anchor="N")
+    ax.set_title("motion", loc="center")
+    ax.text(0, -1.15, rim, ha="center", va="top", linespacing=1.3)
+    ax.set_axis_off()
+
+
+def _wheel(ax: Axes) -> None:
+    up, right = np.mgrid[-1:1:301j, -1:1:301j]
+    wheel = ax.imshow(flow_colors(np.stack([right, up]), 1.0), origin="lower", extent=(-1, 1, -1, 1), interpolation="bilinear")
+    wheel.set_clip_path(ax.add_patch(Circle((0, 0), 1.0, **RING)))
 
 
 def check_limit(x: np.ndarray, limit: float | None) -> float:
