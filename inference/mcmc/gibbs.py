@@ -1,0 +1,129 @@
+r"""Gibbs sampling of counts and one-hots under a linear decoder with Gaussian noise: each unit from its exact conditional law.
+
+Given the other units, :math:`\log p(z_k = v \mid \cdot) = \log p_0(v) + h_k (v - z_k) - \tfrac12 G_{kk} (v - z_k)^2` up to a constant, with
+:math:`G = \Phi^\top \Sigma^{-1} \Phi`, :math:`h = \Phi^\top \Sigma^{-1} (x - \Phi z - b)`; for a group of one-hot units likewise, over its
+categories. A sweep goes over the units once, all chains of all images together. Nothing is proposed, so nothing is rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, OneHotCategorical
+
+from inference.density import count, log_joint
+from zoo.latents.support import support_kind
+from zoo.models.one_layer import OneLayer
+
+__all__ = ["can_sweep", "gibbs"]
+
+LIKELIHOOD_REACH, PRIOR_REACH = 9.0, 12.0  # standard deviations of either factor beyond which counts are not looked at
+MOST = 10_000  # counts of a unit
+
+
+def can_sweep(model: Callable) -> bool:
+    """Whether the model has such conditionals: one layer of counts or one-hots, a linear decoder, Gaussian noise."""
+    if not isinstance(model, OneLayer) or not model.linear:
+        return False
+    law = model.family.distribution(model.prior)
+    base = law.base_dist if isinstance(law, Independent) else law
+    kind = support_kind(law.support)
+    return isinstance(base, OneHotCategorical) if kind == "one_hot" else kind == "count" and isinstance(law, Independent)
+
+
+@torch.no_grad()
+def gibbs(model: OneLayer, x: Tensor, start: Tensor, draws: int, *, warmup: int = 100, thin: int = 1,
+          report: Callable[[int, int], None] | None = None) -> tuple[Tensor, Tensor]:
+    """Runs C chains for each of N images; returns draws ``(C, S, N, *event)`` and their log joint densities ``(C, S, N)``.
+
+    Arguments:
+        model: A one-layer model with a linear decoder and counts or one-hots (:func:`can_sweep`).
+        x: Images ``(N, *event_shape)``.
+        start: Initial values ``(C, N, *event)``.
+        draws, warmup, thin: Sweeps kept of each chain, not kept before, and made for each that is kept.
+        report: Called with (sweep, sweeps) after each sweep.
+
+    Raises:
+        ValueError: for a model without such conditionals.
+    """
+    if not can_sweep(model):
+        raise ValueError("Gibbs sampling needs a one-layer model of counts or one-hots with a linear decoder")
+    weight = (model.decoder.weight / model.scale.expand(model.event_shape).reshape(-1, 1)).detach()  # (D, K), in noise units
+    law = model.family.distribution(model.prior)
+    blank = model.decoder(torch.zeros_like(weight[0])).flatten()
+    target = ((x.flatten(1) - blank) / model.scale.expand(model.event_shape).flatten())  # (N, D)
+    sweep = _count_sweep(law, weight) if support_kind(law.support) == "count" else _one_hot_sweep(law, weight, model.family.groups)
+    z = start.clone()
+    rest = target - model.family.code(z).flatten(2) @ weight.T  # (C, N, D)
+    kept, log_probs = z.new_empty(len(z), draws, *z.shape[1:]), x.new_empty(len(z), draws, len(x))
+    for i in range(warmup + draws * thin):
+        sweep(z, rest)
+        at, over = divmod(i - warmup, thin)
+        if i >= warmup and over == thin - 1:
+            kept[:, at] = z
+            log_probs[:, at] = log_joint(model, {"z": z}, x)
+            rest = target - model.family.code(z).flatten(2) @ weight.T  # rounding does not add up
+        else:
+            count(log_probs[:, 0])
+        if report is not None:
+            report(i + 1, warmup + draws * thin)
+    return kept, log_probs
+
+
+def _count_sweep(law: Independent, weight: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """Redraws all counts ``(C, N, K)`` in place, keeping the residual ``(C, N, D)`` up to date."""
+    columns, curvature = weight.T.contiguous(), weight.square().sum(0).clamp(min=torch.finfo(weight.dtype).tiny)
+    mean, spread = law.mean, law.variance.sqrt()
+    reach = torch.minimum(LIKELIHOOD_REACH / curvature.sqrt(), PRIOR_REACH * (spread + 2.0))
+    table = _prior_table(law, weight)
+
+    def sweep(z: Tensor, rest: Tensor) -> None:
+        for k, column in enumerate(columns):
+            now = z[..., k].clone()
+            slope = rest @ column  # of the log-likelihood in z_k
+            # Both factors fall beyond the greater of their modes; what lies further out has no weight in floating point.
+            top = int(torch.maximum((now + slope / curvature[k]).max(), mean[k]).add(reach[k]).ceil().clamp(1, MOST))
+            values, log_prior = table(k, top)
+            move = values - now[..., None]
+            new = _draw(log_prior + slope[..., None] * move - 0.5 * curvature[k] * move.square()).to(z.dtype)
+            z[..., k] = new
+            rest -= (new - now)[..., None] * column
+
+    return sweep
+
+
+def _prior_table(law: Independent, like: Tensor) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    """Counts 0 … top and their log prior for one unit, from a table that grows when it has to."""
+    held = {"log": like.new_zeros(0, like.shape[1])}
+
+    def look_up(k: int, top: int) -> tuple[Tensor, Tensor]:
+        if len(held["log"]) <= top:
+            values = torch.arange(2 * top + 2, dtype=like.dtype, device=like.device)
+            held["log"] = law.base_dist.log_prob(values[:, None])
+        return torch.arange(top + 1, dtype=like.dtype, device=like.device), held["log"][: top + 1, k]
+
+    return look_up
+
+
+def _one_hot_sweep(law: object, weight: Tensor, groups: int) -> Callable[[Tensor, Tensor], None]:
+    """Redraws all groups of one-hots in place, keeping the residual up to date."""
+    columns = weight.T.unflatten(0, (groups, -1))  # (G, categories, D)
+    length = columns.square().sum(-1)
+    logits = (law.base_dist if isinstance(law, Independent) else law).logits.reshape(groups, -1)
+
+    def sweep(z: Tensor, rest: Tensor) -> None:
+        flat = z.view(*z.shape[:2], groups, -1)
+        for g in range(groups):
+            rest += flat[:, :, g] @ columns[g]  # what is left without this group
+            index = _draw(logits[g] + rest @ columns[g].T - 0.5 * length[g])
+            flat[:, :, g] = torch.nn.functional.one_hot(index, len(logits[g])).to(z.dtype)
+            rest -= columns[g][index]
+
+    return sweep
+
+
+def _draw(logits: Tensor) -> Tensor:
+    """An index for each row of unnormalized log probabilities, by the Gumbel trick."""
+    return (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)

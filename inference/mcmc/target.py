@@ -1,0 +1,92 @@
+r"""The posterior of each image as a density on :math:`\mathbb R^K`: what every gradient-based sampler here moves in.
+
+Constrained sites are carried over by ``biject_to`` and the log Jacobian is added; all sites stand side by side in one vector. Chains and
+images are batch dimensions: states are ``(C, N, K)``, densities ``(C, N)``, and one backward pass gives all gradients, as images are
+independent given the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from inference.density import latent_sites, log_joint
+from zoo.latents.support import support_kind
+
+__all__ = ["Target"]
+
+
+class Target:
+    """Per-image log density of a program's real-valued latents, in unconstrained coordinates.
+
+    Arguments:
+        model: A Pyro program ``model(x)``; its parameters are taken as they are.
+        x: Images ``(N, *event_shape)``.
+        given: Values of its other latents ``{site: (…, N, *event)}``, which are held fixed.
+
+    Attributes:
+        size: K, unconstrained numbers for each image.
+
+    Raises:
+        ValueError: if a latent that is not given has a discrete support; names it.
+    """
+
+    def __init__(self, model: Callable, x: Tensor, given: dict[str, Tensor] | None = None) -> None:
+        self.model, self.x, self.given = model, x, dict(given or {})
+        self.transforms, self.shapes = {}, {}
+        for name, site in latent_sites(model, x).items():
+            if name in self.given:
+                continue
+            if support_kind(site["fn"].support) != "real":
+                raise ValueError(f"the latent {name!r} has the discrete support {site['fn'].support}; gradient-based samplers move "
+                                 "real-valued latents only: give its values, or choose a sampler for counts and one-hots")
+            self.transforms[name] = biject_to(site["fn"].support)
+            event_shape = site["fn"].event_shape
+            self.shapes[name] = tuple(self.transforms[name].inverse_shape(event_shape)) if event_shape else ()
+        self.size = sum(prod(shape) for shape in self.shapes.values())
+
+    def constrain(self, u: Tensor) -> dict[str, Tensor]:
+        """Values ``{site: (…, N, *event)}`` of a state ``(…, N, K)``."""
+        return {name: self.transforms[name](part) for name, part in self._parts(u).items()}
+
+    def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
+        """The state ``(…, N, K)`` that stands for values of all sites."""
+        parts = []
+        for name, shape in self.shapes.items():
+            free = self.transforms[name].inv(values[name])
+            parts.append(free.flatten(free.dim() - len(shape)) if shape else free.unsqueeze(-1))
+        return torch.cat(parts, -1)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log density of states ``(…, N, K)``: log p(x, z) + log |det dz/du|, ``(…, N)``."""
+        values, volume = self._carried(u)
+        return log_joint(self.model, self.given | values, self.x) + volume
+
+    def log_volume(self, u: Tensor) -> Tensor:
+        """log |det dz/du| of states ``(…, N, K)``, ``(…, N)``."""
+        return self._carried(u)[1]
+
+    def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density ``(…, N)`` and its gradient ``(…, N, K)``; both detached."""
+        u = u.detach().requires_grad_(True)
+        with torch.enable_grad():
+            value = self.log_prob(u)
+            gradient, = torch.autograd.grad(value.sum(), u)
+        return value.detach(), gradient
+
+    def _carried(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        values, volume = {}, u.new_zeros(u.shape[:-1])
+        for name, part in self._parts(u).items():
+            values[name] = self.transforms[name](part)
+            change = self.transforms[name].log_abs_det_jacobian(part, values[name])
+            volume = volume + (change.flatten(volume.dim()).sum(-1) if change.dim() > volume.dim() else change)
+        return values, volume
+
+    def _parts(self, u: Tensor) -> dict[str, Tensor]:
+        pieces = u.split([prod(shape) for shape in self.shapes.values()], -1)
+        return {name: piece.unflatten(-1, shape) if shape else piece.squeeze(-1)
+                for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
