@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from guides.base import center
 from zoo.data.base import images_of
 from zoo.latents.base import Family
 from zoo.latents.support import support_kind
+from zoo.program import Unconstrained
 
 __all__ = ["Point"]
+
+
+OFF_CENTER = 0.3  # of unconstrained coordinates: at their origin a program's symmetries may leave an ascent without a slope
 
 
 class Point(nn.Module):
@@ -47,6 +52,8 @@ def start_values(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
 
     def keep(name: str, family: Family, prior: Tensor) -> Tensor:
+        if isinstance(family, Unconstrained):
+            prior = prior + OFF_CENTER * torch.tensor([1.0, 0.0]).to(prior)[:, None]
         distribution = family.distribution(prior)
         value = center(distribution)
         kind = support_kind(distribution.support)

@@ -255,6 +255,15 @@ def test_the_tail_comes_back_in_double_precision(name, size, error):
     assert (transform.inv(transform(points)) - points).norm(dim=-1).max() < error
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
+def test_lengths_are_quantiles_of_the_chi_law(dtype, error):
+    """Also where it is near 0, and the difference that gives it cancels."""
+    size = torch.logspace(-3, 0.9, 200, dtype=torch.float64)
+    points = (directions(200) * size[:, None]).to(dtype)
+    length = biject_to(Isotropic(0.0, 1.0, like(dtype)).support)(points).norm(dim=-1)
+    np.testing.assert_allclose(length.numpy(), stats.chi(3).cdf(size.numpy()), rtol=error)
+
+
 @pytest.mark.parametrize(("low", "high"), SHELLS)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_origin_is_carried_into_the_shell(low, high, dtype):

@@ -86,7 +86,7 @@ def acceptance(edge, n=60_000):
     return chance.mean().log().item(), (chance.std() / chance.mean()).item() / math.sqrt(n)
 
 
-@pytest.mark.parametrize("edge", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("edge", [0.0, 0.02])
 def test_the_truncated_prior_is_divided_by_the_share_of_accepted_frames(edge):
     log_z, error = acceptance(edge)
     _, causes = drawn(OpticFlow("fixate-1", edge=edge), 3)
@@ -203,7 +203,7 @@ def least_p(first, second, world):
 
 
 def test_the_prior_is_the_law_of_the_data():
-    n, world = 16_000, World("fixate-1")
+    n, world = 12_000, World("fixate-1")
     data = generate(world, n, seed=7)
     _, causes = drawn(OpticFlow("fixate-1"), n)
     found = least_p(causes, data, world)
@@ -243,11 +243,11 @@ def test_soft_edges_accept_softly():
     _, free = drawn(OpticFlow("fixate-1", edge=0.1, truncate=False), n, seed=3)
     weight = torch.sigmoid((visible(free, model.world, 0.1) - 3.5) / 0.5)
     for name, of in (("gaze", lambda c: c["fixation"].square().sum(-1)), ("angle", lambda c: c["object_position"][:, 0, :2].abs().sum(-1)),
-                     ("pixels", lambda c: visible(c, model.world, 0.1)), ("few pixels", lambda c: visible(c, model.world, 0.1) < 5.0)):
+                     ("pixels", lambda c: visible(c, model.world, 0.1)), ("few pixels", lambda c: visible(c, model.world, 0.1) < 3.3)):
         expected, value = of(free).double(), of(causes).double()
         mean = (weight * expected).sum() / weight.sum()
         error = math.hypot((weight * (expected - mean)).std() / weight.mean() / math.sqrt(n), value.std() / math.sqrt(n))
-        assert abs(value.mean() - mean) < 4 * error, name
+        assert abs(value.mean() - mean) < 4 * error and value.mean() > 8 * error, name
 
 
 def test_moments_that_truncated_laws_tell_are_theirs():
@@ -323,7 +323,8 @@ def test_everything_follows_the_model_to_its_device(category):
     guide = guides.build("amortized", model)
     model, x, causes = model.to("meta"), x.to("meta"), {name: value.to("meta") for name, value in causes.items()}
     assert log_joint(model, causes, x).device.type == "meta"
-    samples = poutine.trace(guide.to("meta")).get_trace(x)
+    with pyro.validation_enabled(False):  # there are no numbers to validate
+        samples = poutine.trace(guide.to("meta")).get_trace(x)
     assert {samples.nodes[name]["value"].device.type for name in causes} == {"meta"}
 
 
@@ -331,7 +332,9 @@ def test_everything_follows_the_model_to_its_device(category):
 def test_starts_are_on_the_models_device(category):
     model = OpticFlow(category).to("meta")
     x = model(size=3)
-    assert {value.device.type for value in start_values(adopt(model, x), x).values()} == {"meta"}
+    with pyro.validation_enabled(False):
+        values = start_values(adopt(model, x), x)
+    assert {value.device.type for value in values.values()} == {"meta"}
 
 
 @pytest.mark.parametrize(("options", "words"), [
@@ -374,9 +377,8 @@ def test_a_single_start_is_the_ascent_from_the_priors_mean():
     for model, x, steps in ((linear, torch.randn(5, 1, 2, 3, generator=torch.Generator().manual_seed(0)), 300),
                             (OpticFlow("fixate-0"), drawn(OpticFlow("fixate-0"), 5)[0], 20)):
         default = infer(model, x, "map", steps=steps)
-        for seed in (0, 1):
-            again = infer(model, x, "map", steps=steps, starts=1, seed=seed)
-            assert all(torch.equal(again.samples[name], default.samples[name]) for name in default.samples)
+        again = infer(model, x, "map", steps=steps, starts=1, seed=1)
+        assert all(torch.equal(again.samples[name], default.samples[name]) for name in default.samples)
         assert default.cost["gradient_evaluations"] == steps
         assert infer(model, x, "map", steps=steps, starts=3).cost["gradient_evaluations"] == 3 * steps
         if model is linear:
@@ -387,8 +389,8 @@ def test_the_ascent_from_the_priors_mean_climbs():
     """Ascents from draws of the prior reach the truth's density for about every second frame; this one must not be stuck."""
     model = OpticFlow("fixate-0")
     x, causes = drawn(model, 16)
-    found = infer(model, x, "map", steps=600, lr=0.1).stats["log_joint"]
-    assert (found > log_joint(model, causes, x) - 1.0).sum() >= 4
+    found = infer(model, x, "map", steps=400, lr=0.15).stats["log_joint"]
+    assert (found > log_joint(model, causes, x) - 1.0).sum() >= 10
 
 
 def test_causes_are_recovered_within_the_noise():
@@ -396,7 +398,7 @@ def test_causes_are_recovered_within_the_noise():
     scale = 0.02
     model = OpticFlow("fixate-0", scale=scale)
     x, causes = drawn(model, 16)
-    posterior = infer(model, x, "map", starts=16, steps=600, lr=0.1)
+    posterior = infer(model, x, "map", starts=16, steps=400, lr=0.15)
     assert ((posterior.stats["log_joint"] - log_joint(model, causes, x)) > -1.0).sum() >= 15
     names = ("fixation", "self_velocity")
     truth = torch.cat([causes[name] for name in names], -1).double()
@@ -416,9 +418,9 @@ def test_causes_are_recovered_within_the_noise():
 def test_more_starts_never_end_lower():
     model = OpticFlow("fixate-0")
     x, _ = drawn(model, 12)
-    before = infer(model, x, "map", steps=150).stats["log_joint"]
+    before = infer(model, x, "map", steps=100).stats["log_joint"]
     for starts in (2, 5):
-        found = infer(model, x, "map", steps=150, starts=starts)
+        found = infer(model, x, "map", steps=100, starts=starts)
         value = log_joint(model, {name: sample[0, 0] for name, sample in found.samples.items()}, x)
         torch.testing.assert_close(value, found.stats["log_joint"], rtol=1e-5, atol=1e-2)  # the point returned is the one meant
         assert (found.stats["log_joint"] >= before - 0.02).all()
@@ -505,7 +507,7 @@ def test_a_linear_encoder_learns_self_motion_from_a_stream(trained):
 
 def test_a_guide_of_a_program_with_discs_stays_in_the_supports():
     model = OpticFlow("fixate-2", edge=0.02)
-    guide = guides.build("amortized", model, init_scale=2.0)
+    guide = guides.build("amortized", model, init_scale=0.2)
     posterior = infer(model, drawn(model, 20)[0], "amortized", guide=guide, draws=50)
     angles, depth = posterior.samples["object_position"][..., :2], posterior.samples["object_position"][..., 2]
     speed = posterior.samples["object_velocity"].norm(dim=-1)
@@ -551,14 +553,16 @@ def test_the_bound_is_the_one_by_hand(trained):
 
 def test_bounds_and_the_evidence():
     """With noise so coarse that draws of the prior tell log p(x): the importance-weighted bound comes to it from below."""
-    model = OpticFlow("fixate-0", scale=2.0)
-    guide = guides.build("amortized", model, init_scale=0.005)
+    model = OpticFlow("fixate-0", scale=4.0)
+    guide = guides.build("amortized", model, init_scale=1e-4)
+    *_, bias = guide.parameters()
+    bias.data[2:4] = 0.7  # the fixation's log scales: about the spread of its prior there, whose tails are heavier
     x, _ = drawn(model, 4)
     _, causes = drawn(model, 20_000, seed=5)
     with torch.no_grad():
         means = flow(causes, model.world).double().flatten(1)
         squares = torch.cdist(x.double().flatten(1), means, compute_mode="donot_use_mm_for_euclid_dist").square()
-        likelihood = (-0.125 * squares - 289 * math.log(8 * math.pi)).numpy()
+        likelihood = (-squares / 32.0 - 289 * math.log(32.0 * math.pi)).numpy()
         top = likelihood.max(1, keepdims=True)
         weight = np.exp(likelihood - top)
         evidence = np.log(weight.mean(1)) + top[:, 0]
@@ -566,8 +570,8 @@ def test_bounds_and_the_evidence():
         with torch.random.fork_rng():
             torch.manual_seed(1)
             tight, loose = iwae(model, guide, x, particles=5000).value.numpy(), elbo(model, guide, x, particles=500).value.numpy()
-    assert error.max() < 0.1 and (np.abs(tight - evidence) < 4 * error + 0.1).all()
-    assert (loose < evidence).all()
+    assert error.max() < 0.1 and (np.abs(tight - evidence) < 4 * error + 0.08).all()
+    assert (loose < evidence - 0.1).all()
 
 
 def test_model_and_guide_can_be_saved(trained, tmp_path):

@@ -69,7 +69,7 @@ class Adopted(nn.Module):
 
     def descend(self, draw: Callable[[str, Family, Tensor], Tensor], x: Tensor | None = None) -> dict[str, Tensor]:
         """Runs the program with ``draw`` in the place of each latent, the observation hidden from outer handlers."""
-        walk = _Walk(self.latents, draw)
+        walk = _Walk(self.latents, draw, x)
         with walk:
             self.forward(x)
         return walk.values
@@ -78,9 +78,9 @@ class Adopted(nn.Module):
 class _Walk(Messenger):
     """Answers each latent site with ``draw``'s value, and hides the sites that the program observes."""
 
-    def __init__(self, latents: dict, draw: Callable) -> None:
+    def __init__(self, latents: dict, draw: Callable, like: Tensor | None) -> None:
         super().__init__()
-        self.latents, self.draw, self.values, self.inside = latents, draw, {}, False
+        self.latents, self.draw, self.like, self.values, self.inside = latents, draw, like, {}, False
 
     def _pyro_sample(self, message: dict) -> None:
         if self.inside or poutine.util.site_is_subsample(message):
@@ -90,9 +90,12 @@ class _Walk(Messenger):
             message["done"] = True
             return
         family, _ = self.latents[message["name"]]
+        if isinstance(family, Unconstrained):  # the bounds of its support are where the program is now
+            family = Unconstrained(message["fn"].support, tuple(message["fn"].event_shape))
+        prior = family.read(message["fn"])
         self.inside = True
         try:
-            message["value"] = self.draw(message["name"], family, family.read(message["fn"]))
+            message["value"] = self.draw(message["name"], family, prior if self.like is None else prior.to(self.like))
         finally:
             self.inside = False
         message["done"] = True

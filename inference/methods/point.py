@@ -24,7 +24,7 @@ from zoo.program import adopt
 __all__ = ["point"]
 
 
-def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int = 300, lr: float = 0.05, starts: int = 1,
+def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int = 300, lr: float = 0.1, starts: int = 1,
           candidates: int = 16, max_moves: int = 2000) -> Posterior:
     """Maximizes the joint density, from the prior's mean. ``guide`` and ``draws`` are not used: there is one point.
 
@@ -55,7 +55,7 @@ def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
             values = _hop(model, x, values, {name: kinds[name] for name in discrete}, candidates, max_moves)
     with torch.no_grad():
         best = log_joint(model, values, x)
-    best, which = best.unflatten(0, (starts, n)).max(0)
+    best, which = torch.where(best.isnan(), -torch.inf, best).unflatten(0, (starts, n)).max(0)
     index = which * n + torch.arange(n, device=x.device)
     samples = {name: value.detach()[index][None, None] for name, value in values.items()}
     return Posterior("map", samples, stats={"log_joint": best})

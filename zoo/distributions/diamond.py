@@ -75,7 +75,7 @@ class UniformDiamond(TorchDistribution):
         super().__init__(batch_shape, torch.Size((2,)), validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> UniformDiamond:
-        return type(self)(self.like, torch.Size(batch_shape))
+        return type(self)(self.like, torch.Size(batch_shape), validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -93,5 +93,5 @@ class UniformDiamond(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         inside = diamond.check(value)
-        density = torch.where(inside, -math.log(2.0), -math.inf).to(value.dtype)
+        density = torch.where(inside, value.new_tensor(-math.log(2.0)), -math.inf)
         return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))

@@ -35,7 +35,7 @@ class EndpointError(TorchDistribution):
         super().__init__(mean.shape[:-3], mean.shape[-3:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> EndpointError:
-        return EndpointError(self.loc.expand(*batch_shape, *self.event_shape), self.scale)
+        return EndpointError(self.loc.expand(*batch_shape, *self.event_shape), self.scale, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:

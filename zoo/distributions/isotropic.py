@@ -20,6 +20,7 @@ __all__ = ["Isotropic", "Shell"]
 
 LOG_CHI = 0.5 * math.log(2.0 / math.pi)  # log density of the chi law: LOG_CHI + 2 log r − r²/2
 NEWTON = 8
+OFF_CENTER = 3.0**-0.5  # the origin has no direction, and is given that of (1, 1, 1)
 
 
 class Shell(Constraint):
@@ -29,6 +30,9 @@ class Shell(Constraint):
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
+
+    def __repr__(self) -> str:
+        return f"Shell({self.low}, {self.high})"
 
     def check(self, value: Tensor) -> Tensor:
         length = value.norm(dim=-1)
@@ -59,6 +63,7 @@ class _ToShell(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         r = _length(x)
+        x = torch.where((x == 0.0).all(-1, keepdim=True), OFF_CENTER * r, x)
         return x * ((self.low + (self.high - self.low) * _chi_cdf(r)) / r)
 
     def _inverse(self, y: Tensor) -> Tensor:
@@ -102,7 +107,7 @@ class Isotropic(TorchDistribution):
         return Shell(self.low, self.high)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> Isotropic:
-        return Isotropic(self.low, self.high, self.like, torch.Size(batch_shape))
+        return Isotropic(self.low, self.high, self.like, torch.Size(batch_shape), validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -133,13 +138,15 @@ def _length(vector: Tensor) -> Tensor:
 
 
 def _chi_cdf(r: Tensor) -> Tensor:
-    series = r**3 * (math.sqrt(2.0 / math.pi) / 3.0) * (1.0 - 0.3 * r * r)  # for small r, where the difference below cancels
+    # Where r is small the exact difference cancels.
+    series = r**3 * (math.sqrt(2.0 / math.pi) / 3.0) * (1.0 - 0.3 * r**2 + 3.0 / 56.0 * r**4)
     exact = torch.erf(r * math.sqrt(0.5)) - math.sqrt(2.0 / math.pi) * r * torch.exp(-0.5 * r * r)
     return torch.where(r < 0.05, series, exact)
 
 
 def _chi_quantile(u: Tensor) -> Tensor:
-    """Inverse of :func:`_chi_cdf`: Wilson and Hilferty's approximation, then Newton's method; the last step carries the gradient."""
+    """Inverse of :func:`_chi_cdf`: Wilson and Hilferty's approximation, then Newton's method, above the median on the logarithm of
+    what is left; the last step carries the gradient."""
     eps = torch.finfo(u.dtype).eps
     fixed = u.detach().clamp(eps**2, 1.0 - eps)
     with torch.no_grad():
@@ -147,8 +154,13 @@ def _chi_quantile(u: Tensor) -> Tensor:
         cube = 1.0 - 2.0 / 27.0 + z * math.sqrt(2.0 / 27.0)
         small = (3.0 * math.sqrt(math.pi / 2.0) * fixed.double()) ** (1 / 3)  # the leading term at the origin
         r = torch.where(cube > 0.3, (3.0 * cube.clamp(min=0.3) ** 3).sqrt(), small)
+        left = 1.0 - fixed.double()
         for _ in range(NEWTON):
-            r = (r - (_chi_cdf(r) - fixed.double()) / _chi_density(r)).clamp(0.5 * r, 2.0 * r)
+            density = _chi_density(r)
+            survival = torch.erfc(r * math.sqrt(0.5)) + density / r
+            below = (fixed.double() - _chi_cdf(r)) / density
+            above = (survival.log() - left.log()) * survival / density
+            r = (r + torch.where(fixed > 0.5, above, below)).clamp(0.5 * r, 2.0 * r)
         r = r.to(u.dtype)
     slope = 1.0 / _chi_density(r)
     return r + (u - u.detach()) * slope

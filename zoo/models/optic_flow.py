@@ -56,8 +56,8 @@ class OpticFlow(nn.Module):
             raise ValueError(f"there is no program for {category!r}; there is one for fixate-n, transl-n and obj-n")
         if noise not in NOISES:
             raise ValueError(f"unknown noise {noise!r}; known are: {', '.join(NOISES)}")
-        if not edge >= 0.0 or not 0.0 < scale < math.inf:
-            raise ValueError(f"edge must be at least 0 and scale positive, not {edge} and {scale}")
+        if not 0.0 <= edge < math.inf or not 0.0 < scale < math.inf:
+            raise ValueError(f"edge must be at least 0, scale positive, and both finite; not {edge} and {scale}")
         self.edge, self.noise, self.truncate = edge, noise, truncate and self.world.min_objects > 0
         self.event_shape = (2, resolution, resolution)
         log_scale = torch.tensor(math.log(scale))
@@ -75,7 +75,7 @@ class OpticFlow(nn.Module):
         """The program: conditions on images ``x`` ``(N, 2, H, W)``, or draws ``size`` images from the prior."""
         if x is None and size is None:
             raise ValueError("give images x to condition on, or size=n to draw n images from the prior")
-        if x is not None and tuple(x.shape[-3:]) != self.event_shape:
+        if x is not None and (x.dim() < 4 or tuple(x.shape[-3:]) != self.event_shape):
             raise ValueError(f"images of shape {tuple(x.shape)} do not end in the model's event shape {self.event_shape}")
         with pyro.plate("data", size if x is None else x.shape[-4]):
             causes = {"fixation": pyro.sample("fixation", self._fixation())}
@@ -108,6 +108,10 @@ class AcceptedFixation(UniformDiamond):
         super().__init__(like, batch_shape, validate_args=False)
 
     has_rsample = False
+
+    @property
+    def variance(self) -> Tensor:
+        raise NotImplementedError("accepted frames have no closed-form variance of their fixation")
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> AcceptedFixation:
         return AcceptedFixation(self.like, self.world, self.edge, torch.Size(batch_shape))
@@ -143,7 +147,7 @@ class AcceptedPosition(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return self.box.mean.expand(self._extended_shape())
+        raise NotImplementedError("accepted frames have no closed-form mean of their discs' positions")
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> AcceptedPosition:
         return AcceptedPosition(self.box, self.fixation.expand(*batch_shape, 2), self.world, self.edge)

@@ -12,6 +12,7 @@ frame is linear in five fixed functions of the pixel for each channel (Vafaii, Y
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -126,8 +127,8 @@ def sizes(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> tupl
 def _checked(causes: Mapping[str, Tensor], world: World, edge: float,
              needed: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], torch.Size]:
     """The causes (those that are ``needed``) with equal leading dimensions, which are returned as well."""
-    if not edge >= 0.0:
-        raise ValueError(f"edge must be 0 (hard) or a width in metres, not {edge}")
+    if not 0.0 <= edge < math.inf:
+        raise ValueError(f"edge must be 0 (hard) or a finite width in metres, not {edge}")
     shapes = cause_shapes(world)
     if not set(needed or shapes) <= set(causes) <= set(shapes):
         raise ValueError(f"the causes of {world.category} are {', '.join(shapes)}; got {', '.join(causes) or 'none'}")
