@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["Cost", "count", "counting", "latent_sites", "log_joint", "observation", "sites"]
+__all__ = ["Cost", "count", "counting", "latent_sites", "log_joint", "log_terms", "observation", "sites"]
 
 
 @dataclass
@@ -67,10 +67,19 @@ def log_joint(model: Callable, latents: dict[str, Tensor], x: Tensor) -> Tensor:
     Raises:
         ValueError: if a site is missing, is not a latent of the model, or lies outside the plate ``"data"``.
     """
+    prior, likelihood = log_terms(model, latents, x)
+    return prior + likelihood
+
+
+def log_terms(model: Callable, latents: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The two terms of :func:`log_joint`, each ``(…, N)``: log p(z), of the latent sites, and log p(x | z), of the observed ones.
+
+    One evaluation of the density. Raises as :func:`log_joint`.
+    """
     with pyro.validation_enabled(False):
         trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(x)
         trace.compute_log_prob()
-    total: Tensor | None = None
+    terms: list[Tensor | float] = [0.0, 0.0]
     seen = set()
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or poutine.util.site_is_subsample(site):
@@ -80,12 +89,13 @@ def log_joint(model: Callable, latents: dict[str, Tensor], x: Tensor) -> Tensor:
         if "data" not in {frame.name for frame in site["cond_indep_stack"]}:
             raise ValueError(f"the site {name!r} lies outside the plate 'data', so it has no per-image density")
         seen.add(name)
-        total = site["log_prob"] if total is None else total + site["log_prob"]
+        observed = name not in latents  # conditioned latents count as observed, too
+        terms[observed] = terms[observed] + site["log_prob"]
     unknown = set(latents) - seen
     if unknown:
         raise ValueError(f"the model has no latent {', '.join(sorted(unknown))}; its sites are: {', '.join(sorted(seen))}")
-    count(total)
-    return total
+    count(terms[0] + terms[1])
+    return terms[0], terms[1]
 
 
 def observation(model: Callable, latents: dict[str, Tensor], x: Tensor | None, size: int | None = None) -> Distribution:

@@ -17,7 +17,7 @@ from inference.density import count, log_joint
 from zoo.latents.support import support_kind
 from zoo.models.one_layer import OneLayer
 
-__all__ = ["can_sweep", "gibbs"]
+__all__ = ["can_sweep", "gibbs", "sweeps"]
 
 LIKELIHOOD_REACH, PRIOR_REACH = 9.0, 12.0  # standard deviations of either factor beyond which counts are not looked at
 MOST = 10_000  # counts of a unit
@@ -50,13 +50,9 @@ def gibbs(model: OneLayer, x: Tensor, start: Tensor, draws: int, *, warmup: int 
     """
     if not can_sweep(model):
         raise ValueError("Gibbs sampling needs a one-layer model of counts or one-hots with a linear decoder")
-    weight = (model.decoder.weight / model.scale.expand(model.event_shape).reshape(-1, 1)).detach()  # (D, K), in noise units
-    law = model.family.distribution(model.prior)
-    blank = model.decoder(torch.zeros_like(weight[0])).flatten()
-    target = ((x.flatten(1) - blank) / model.scale.expand(model.event_shape).flatten())  # (N, D)
-    sweep = _count_sweep(law, weight) if support_kind(law.support) == "count" else _one_hot_sweep(law, weight, model.family.groups)
+    sweep, residual = sweeps(model, x)
     z = start.clone()
-    rest = target - model.family.code(z).flatten(2) @ weight.T  # (C, N, D)
+    rest = residual(z)
     kept, log_probs = z.new_empty(len(z), draws, *z.shape[1:]), x.new_empty(len(z), draws, len(x))
     for i in range(warmup + draws * thin):
         sweep(z, rest)
@@ -64,7 +60,7 @@ def gibbs(model: OneLayer, x: Tensor, start: Tensor, draws: int, *, warmup: int 
         if i >= warmup and over == thin - 1:
             kept[:, at] = z
             log_probs[:, at] = log_joint(model, {"z": z}, x)
-            rest = target - model.family.code(z).flatten(2) @ weight.T  # rounding does not add up
+            rest = residual(z)  # rounding does not add up
         else:
             count(log_probs[:, 0])
         if report is not None:
@@ -72,14 +68,31 @@ def gibbs(model: OneLayer, x: Tensor, start: Tensor, draws: int, *, warmup: int 
     return kept, log_probs
 
 
+def sweeps(model: OneLayer, x: Tensor) -> tuple[Callable[..., None], Callable[[Tensor], Tensor]]:
+    """What Gibbs sampling does, in two functions.
+
+    Returns:
+        ``sweep(z, rest, beta=1.0)``, which redraws all units of ``z`` ``(C, N, *event)`` in place under the prior times the likelihood to
+        the power ``beta``, and keeps ``rest`` up to date; and ``residual(z)``, which is that: what z leaves unexplained of the images, in
+        standard deviations of the noise, ``(C, N, D)``.
+    """
+    noise = model.scale.detach().expand(model.event_shape).flatten()
+    weight = model.decoder.weight.detach() / noise[:, None]
+    law = model.family.distribution(model.prior.detach())
+    blank = model.decoder(torch.zeros_like(weight[0])).detach().flatten()
+    target = (x.flatten(1) - blank) / noise
+    sweep = _count_sweep(law, weight) if support_kind(law.support) == "count" else _one_hot_sweep(law, weight, model.family.groups)
+    return sweep, lambda z: target - model.family.code(z).flatten(2) @ weight.T
+
+
 def _count_sweep(law: Independent, weight: Tensor) -> Callable[[Tensor, Tensor], None]:
     """Redraws all counts ``(C, N, K)`` in place, keeping the residual ``(C, N, D)`` up to date."""
     columns, curvature = weight.T.contiguous(), weight.square().sum(0).clamp(min=torch.finfo(weight.dtype).tiny)
     mean, spread = law.mean, law.variance.sqrt()
-    reach = torch.minimum(LIKELIHOOD_REACH / curvature.sqrt(), PRIOR_REACH * (spread + 2.0))
     table = _prior_table(law, weight)
 
-    def sweep(z: Tensor, rest: Tensor) -> None:
+    def sweep(z: Tensor, rest: Tensor, beta: float = 1.0) -> None:
+        reach = torch.minimum(LIKELIHOOD_REACH / (beta * curvature).sqrt(), PRIOR_REACH * (spread + 2.0))
         for k, column in enumerate(columns):
             now = z[..., k].clone()
             slope = rest @ column  # of the log-likelihood in z_k
@@ -87,7 +100,7 @@ def _count_sweep(law: Independent, weight: Tensor) -> Callable[[Tensor, Tensor],
             top = int(torch.maximum((now + slope / curvature[k]).max(), mean[k]).add(reach[k]).ceil().clamp(1, MOST))
             values, log_prior = table(k, top)
             move = values - now[..., None]
-            new = _draw(log_prior + slope[..., None] * move - 0.5 * curvature[k] * move.square()).to(z.dtype)
+            new = _draw(log_prior + beta * (slope[..., None] * move - 0.5 * curvature[k] * move.square())).to(z.dtype)
             z[..., k] = new
             rest -= (new - now)[..., None] * column
 
@@ -113,11 +126,11 @@ def _one_hot_sweep(law: object, weight: Tensor, groups: int) -> Callable[[Tensor
     length = columns.square().sum(-1)
     logits = (law.base_dist if isinstance(law, Independent) else law).logits.reshape(groups, -1)
 
-    def sweep(z: Tensor, rest: Tensor) -> None:
+    def sweep(z: Tensor, rest: Tensor, beta: float = 1.0) -> None:
         flat = z.view(*z.shape[:2], groups, -1)
         for g in range(groups):
             rest += flat[:, :, g] @ columns[g]  # what is left without this group
-            index = _draw(logits[g] + rest @ columns[g].T - 0.5 * length[g])
+            index = _draw(logits[g] + beta * (rest @ columns[g].T - 0.5 * length[g]))
             flat[:, :, g] = torch.nn.functional.one_hot(index, len(logits[g])).to(z.dtype)
             rest -= columns[g][index]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from inference.density import latent_sites, log_joint
+from inference.density import latent_sites, log_terms
 from zoo.latents.support import support_kind
 
 __all__ = ["Target"]
@@ -63,8 +63,14 @@ class Target:
 
     def log_prob(self, u: Tensor) -> Tensor:
         """Log density of states ``(…, N, K)``: log p(x, z) + log |det dz/du|, ``(…, N)``."""
+        prior, likelihood = self.log_terms(u)
+        return prior + likelihood
+
+    def log_terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of :meth:`log_prob`, each ``(…, N)``: the prior density of the state, and log p(x | z)."""
         values, volume = self._carried(u)
-        return log_joint(self.model, self.given | values, self.x) + volume
+        prior, likelihood = log_terms(self.model, self.given | values, self.x)
+        return prior + volume, likelihood
 
     def log_volume(self, u: Tensor) -> Tensor:
         """log |det dz/du| of states ``(…, N, K)``, ``(…, N)``."""
