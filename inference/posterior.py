@@ -43,13 +43,13 @@ class Posterior:
     @property
     def mean(self) -> dict[str, Tensor]:
         """Posterior mean of every latent, ``{site: (image, *event)}``; weighted where there are weights."""
-        return {name: self._average(value) for name, value in self.samples.items()}
+        return {name: self.average(value) for name, value in self.samples.items()}
 
     def predict(self, model: Callable) -> Tensor:
         """Mean image under the posterior, ``(image, *event_shape)``: the average of decoded draws, not the decoded mean."""
         if hasattr(model, "decode"):
-            return self._average(model.decode(self.samples))
-        return self._average(observation(model, self.samples, None, size=len(self)).mean)
+            return self.average(model.decode(self.samples))
+        return self.average(observation(model, self.samples, None, size=len(self)).mean)
 
     @property
     def image_stats(self) -> dict[str, Tensor]:
@@ -57,7 +57,8 @@ class Posterior:
         return {name: value for name, value in self.stats.items()
                 if not name.endswith("_trace") and tuple(value.shape) == (len(self),)}
 
-    def _average(self, values: Tensor) -> Tensor:
+    def average(self, values: Tensor) -> Tensor:
+        """Mean over chains and draws of anything ``(chain, draw, image, …)`` computed from them; weighted where there are weights."""
         if self.log_weights is None:
             return values.mean((0, 1))
         weights = self.log_weights.flatten(0, 1).softmax(0)

@@ -15,6 +15,8 @@ from inference.posterior import Posterior
 
 __all__ = ["linear_decodability", "mean_code", "principal_components"]
 
+ROUNDING = 1e-6  # a few times the relative precision of single floats
+
 
 def linear_decodability(z_fit: Tensor, factors_fit: Mapping[str, Tensor], z_score: Tensor, factors_score: Mapping[str, Tensor],
                         ) -> dict[str, float]:
@@ -22,7 +24,8 @@ def linear_decodability(z_fit: Tensor, factors_fit: Mapping[str, Tensor], z_scor
 
     Arguments:
         z_fit, z_score: Representations ``(n, K)`` and ``(m, K)``; computed with in double precision. Units that are constant or
-            linear in others do no harm (the solution of least norm is taken).
+            linear in others do no harm: units are brought to one scale, the solution of least norm is taken, and directions with less
+            than :data:`ROUNDING` of the greatest spread, which single precision cannot hold, are left out.
         factors_fit, factors_score: The factors ``{name: (n,)}`` and ``{name: (m,)}``; those of ``factors_fit`` are read out.
 
     Raises:
@@ -36,7 +39,7 @@ def linear_decodability(z_fit: Tensor, factors_fit: Mapping[str, Tensor], z_scor
     center, spread = z.mean(0), z.std(0)
     spread = torch.where(spread > 0.0, spread, 1.0)
     z, scored = (z - center) / spread, (scored - center) / spread
-    weights = torch.linalg.lstsq(z.T @ z, z.T @ (g - g.mean(0)), driver="gelsd").solution
+    weights = torch.linalg.lstsq(z.T @ z, z.T @ (g - g.mean(0)), rcond=ROUNDING**2, driver="gelsd").solution
     error = truth - g.mean(0) - scored @ weights
     r2 = 1.0 - error.square().sum(0) / (truth - truth.mean(0)).square().sum(0)
     return dict(zip(factors_fit, r2.tolist(), strict=True))
@@ -48,27 +51,36 @@ def mean_code(model: Callable, posterior: Posterior) -> Tensor:
     For programs without a code, the mean of all latents side by side.
     """
     if not hasattr(model, "family"):
-        return torch.cat([value.flatten(1) for value in posterior.mean.values()], 1)
+        return torch.cat([value.reshape(len(posterior), -1) for value in posterior.mean.values()], 1)
     if posterior.params is not None:
         return model.family.moments(posterior.params["z"])[0]
-    return model.family.code(posterior.samples["z"]).mean((0, 1))
+    return posterior.average(model.family.code(posterior.samples["z"]))
 
 
 def principal_components(x_fit: Tensor, *others: Tensor, components: int) -> tuple[Tensor, ...]:
     """Projections ``(n, components)`` of images on the principal components of ``x_fit``, itself first; the linear reference.
 
+    Components with less than :data:`ROUNDING` of the greatest standard deviation are rounding errors: 0 is returned for them.
+
     Arguments:
         components: At most the number of pixels, and of images in ``x_fit``.
     """
     flat = [x.flatten(1).double().cpu() for x in (x_fit, *others)]
+    if len({x.shape[1] for x in flat}) > 1:
+        raise ValueError(f"all images must have as many pixels; got shapes {', '.join(str(tuple(x.shape)) for x in (x_fit, *others))}")
+    if len(x_fit) < 2:
+        raise ValueError("principal components need at least 2 images")
     if not 1 <= components <= min(flat[0].shape):
         raise ValueError(f"components must be from 1 to {min(flat[0].shape)} for images {tuple(flat[0].shape)}, not {components}")
-    axes = torch.linalg.eigh(torch.cov(flat[0].T)).eigenvectors[:, -components:].flip(1)
+    variances, axes = torch.linalg.eigh(torch.cov(flat[0].T))
+    axes = (axes * (variances > ROUNDING**2 * variances[-1]))[:, -components:].flip(1)
     return tuple((x - flat[0].mean(0)) @ axes for x in flat)
 
 
 def _check(z_fit: Tensor, factors_fit: Mapping[str, Tensor], z_score: Tensor, factors_score: Mapping[str, Tensor]) -> None:
     for z, factors in ((z_fit, factors_fit), (z_score, factors_score)):
+        if z.dim() < 2 or len(z) < 2:
+            raise ValueError(f"representations must be (n, K) with n at least 2, not {tuple(z.shape)}")
         if not factors or any(value.shape != (len(z),) for value in factors.values()):
             raise ValueError(f"there must be factors, each with one number for each of the {len(z)} representations")
         if not torch.isfinite(z).all() or not all(torch.isfinite(value).all() for value in factors.values()):
@@ -79,5 +91,5 @@ def _check(z_fit: Tensor, factors_fit: Mapping[str, Tensor], z_score: Tensor, fa
     if z_score.flatten(1).shape[1] != units or len(z_fit) < units + 2:
         raise ValueError(f"a readout of {units} units needs at least {units + 2} images to be fitted on and as many units in both sets; "
                          f"got {tuple(z_fit.shape)} and {tuple(z_score.shape)}")
-    if still := [name for name in factors_fit if not factors_score[name].std() > 0.0]:
+    if still := [name for name in factors_fit if not factors_score[name].double().std() > 0.0]:
         raise ValueError(f"the factors {', '.join(still)} do not vary")

@@ -38,6 +38,7 @@ def angles(resolution: int, fov: float) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept must be of use outside of inference mode, too
 def tables(resolution: int, fov: float, dtype: torch.dtype, device: torch.device) -> Tables:
     """The tables of a retina, computed in double precision, rounded to ``dtype``."""
     tangent = angles(resolution, fov).tan()

@@ -21,8 +21,11 @@ def write(path: str | Path, data: Data, world: World, *, seed: int) -> Path:
     """Writes ``x`` ``(n, 2, N, N)`` and ``factors`` ``(n, F)``; metadata ``names`` (a JSON list of the F names), ``world`` and ``seed``.
 
     Raises:
+        ValueError: for frames without factors.
         OSError: if it cannot be written; then nothing is left half-written.
     """
+    if data.factors is None:
+        raise ValueError("frames without factors are not written: they could not be read again")
     path = Path(path)
     x, columns = data.x.cpu().contiguous(), torch.stack(list(data.factors.values()), 1).cpu()
     metadata = {"names": json.dumps(list(data.factors)), "world": json.dumps(asdict(world)), "seed": str(seed)}
@@ -47,6 +50,8 @@ def read(path: str | Path) -> Data:
         with safe_open(path, framework="pt") as file:
             names = json.loads(file.metadata()["names"])
             x, columns = file.get_tensor("x"), file.get_tensor("factors")
+        if columns.dim() != 2:
+            raise ValueError(f"the factors have the shape {tuple(columns.shape)}")
         return Data(x, factors=dict(zip(names, columns.unbind(1), strict=True)))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise OSError(f"{path} is damaged or not a file of flow frames: {error}") from error

@@ -54,7 +54,8 @@ class Stream:
 
     def images(self, start: int, stop: int) -> Tensor:
         """Frames ``start`` to ``stop`` as images ``(stop − start, 2, N, N)``."""
-        x, at = torch.empty(stop - start, *self.event_shape, device=self.device), 0
+        _check(start, stop)
+        x, at = torch.empty(stop - start, *self.event_shape, dtype=torch.float32, device=self.device), 0
         for _, piece in self._pieces(start, stop):
             x[at:at + len(piece)] = piece
             at += len(piece)
@@ -62,21 +63,30 @@ class Stream:
 
     def frames(self, start: int, stop: int) -> Data:
         """The same with their factors."""
+        _check(start, stop)
         parts = [causes for causes, _ in self._pieces(start, stop)]
         causes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return Data(self.images(start, stop), factors=factors(causes, self.world))
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """Causes and images of the blocks that the frames lie in, one after the other: an image is gone with the next one."""
-        if not 0 <= start < stop:
-            raise ValueError(f"frames are asked for from start ≥ 0 to stop > start, not from {start} to {stop}")
         for number in range(start // self.block, (stop - 1) // self.block + 1):
             if self._number != number:
-                self._number, self._causes = number, generate(self.world, self.block, seed=derived_seed("stream", self.seed, number),
-                                                              device=self.device)
-                self._x = render(self._causes, self.world, self._x)
+                self._make(number)
             part = slice(max(start - number * self.block, 0), stop - number * self.block)
             yield {name: value[part] for name, value in self._causes.items()}, self._x[part]
+
+    @torch.inference_mode(False)  # the memory is used again, perhaps outside of inference mode
+    def _make(self, number: int) -> None:
+        self._number = None  # until the block is whole
+        self._causes = generate(self.world, self.block, seed=derived_seed("stream", self.seed, number), device=self.device)
+        self._x = render(self._causes, self.world, self._x)
+        self._number = number
+
+
+def _check(start: int, stop: int) -> None:
+    if not 0 <= start < stop:
+        raise ValueError(f"frames are asked for from start ≥ 0 to stop > start, not from {start} to {stop}")
 
 
 def derived_seed(*parts: object) -> int:
