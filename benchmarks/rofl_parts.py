@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.data.rofl import World, render, sample, visible
 from zoo.data.rofl.acceptance import BLOCK, GPU_BLOCK
 from zoo.data.rofl.discs import discs_of
-from zoo.data.rofl.render import CHUNK, visible_pixels
+from zoo.data.rofl.render import CHUNK, covered_pixels
 from zoo.data.rofl.retina import gaze_at, tables
 
 BLOCKS = {"cpu": BLOCK, "cuda": GPU_BLOCK}
@@ -35,8 +35,8 @@ def pixel_work(causes: dict[str, Tensor], world: World, out: Tensor) -> dict[str
     """What rendering does with pixels, step by step, on arrays of the same shapes in the same chunks; wall and discs alike."""
     n, device = len(out), out.device
     table, field = tables(world.resolution, world.fov, out.dtype, device), out.view(n, -1)
-    chunk = CHUNK if device.type == "cpu" else n
-    weights = torch.randn(n, 10, device=device)
+    chunk = max(CHUNK // (world.resolution**2 * max(world.objects, 1)), 8) if device.type == "cpu" else n
+    weights = torch.randn(2, n, 5, device=device)
     margin = torch.randn(min(chunk, n), world.objects, world.resolution**2, device=device)
     covers, moving = margin.sign().clamp(min=0.0), torch.randn(len(margin), 2, world.resolution**2, device=device)
 
@@ -51,12 +51,12 @@ def pixel_work(causes: dict[str, Tensor], world: World, out: Tensor) -> dict[str
         target = field[part].unflatten(-1, (2, -1))
         torch.lerp(target, moving[:len(target)], covers[:len(target), 0, None], out=target)
 
-    work = {"flow_matmul_of_wall": in_chunks(lambda part: torch.mm(weights[part], table.flow, out=field[part]))}
+    work = {"flow_matmul_of_wall": in_chunks(lambda part: torch.bmm(weights[:, part], table.flow))}
     if world.objects:
         form = discs_of(causes["object_position"], gaze_at(causes["fixation"]).unsqueeze(), world).form
         work["mask_matmul"] = in_chunks(lambda part: form[part] @ table.quadratic)
         work["mask_sign"] = in_chunks(lambda part: margin.sign().clamp(min=0.0))
-        work["flow_matmul_of_discs"] = in_chunks(lambda part: weights[part] @ table.flow, world.objects)
+        work["flow_matmul_of_discs"] = in_chunks(lambda part: torch.bmm(weights[:, part], table.flow), world.objects)
         work["compositing"] = in_chunks(composite, world.objects)
     return work
 
@@ -74,7 +74,7 @@ def parts(world: World, device: torch.device, *, frames: int, repeats: int, seed
     out, source = (torch.randn(n, 2, world.resolution, world.resolution, device=device) for _ in range(2))
     runs = {"sampling": draw}
     if world.objects:
-        runs["rejection"] = lambda: visible_pixels(causes, world)
+        runs["rejection"] = lambda: covered_pixels(causes, world)
         kept = visible(causes, world) > world.min_size
         runs["selection"] = lambda: {name: value[kept] for name, value in causes.items()}
     runs["rendering"] = lambda: render(causes, world, out)

@@ -133,7 +133,9 @@ def rofl(
     from inference.progress import count_bar
     from zoo.data import rofl as simulator
 
-    with _plain_errors():
+    with _plain_errors("stopped; nothing was written"):
+        if preview and out.suffix == ".png":
+            raise ValueError(f"the preview would take the place of the frames in {out}: choose a name that does not end in .png")
         world = simulator.World(category, resolution, grid=grid, residual=residual)
         with count_bar("frames", quiet) as progress:
             data = simulator.frames(world, n, seed=seed, progress=progress)
@@ -161,14 +163,17 @@ def _seeds(text: str) -> list[int]:
 
 
 class _plain_errors:
-    """Turns the errors that bad input raises into one line and exit code 2; keeps what is done on Ctrl-C."""
+    """Turns the errors that bad input raises into one line and exit code 2, and Ctrl-C into a word on what it leaves."""
+
+    def __init__(self, stopped: str = "stopped; what was finished is kept, and the same command goes on from there") -> None:
+        self.stopped = stopped
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, KeyboardInterrupt):
-            typer.echo("stopped; what was finished is kept, and the same command goes on from there", err=True)
+            typer.echo(self.stopped, err=True)
             raise typer.Exit(130)
         if isinstance(error, (ValueError, FloatingPointError, OSError)):
             typer.echo(f"zoo: {error}", err=True)

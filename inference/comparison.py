@@ -126,9 +126,11 @@ def compare(
     total = sum(_training_seconds(described) + sum(SECONDS.get(m, 20.0) for m in methods)
                 for described, _ in work) / 0.98  # the rest is for the figures
 
-    out.mkdir(parents=True, exist_ok=True)
     cells = []
     with _display(progress) as show:
+        show("data", 0.0)
+        components = _check_readouts(fits, sizes["probe"])
+        out.mkdir(parents=True, exist_ok=True)
         done = 0.0
         for described, inferences in work:
             name, share = described["model"], _training_seconds(described)
@@ -136,8 +138,6 @@ def compare(
             def training(fraction: float, name=name, share=share, before=done) -> None:
                 show(f"training {name}", (before + share * fraction) / total)
 
-            show(f"{name}: data", done / total)
-            _check_probe(load_data(data, data_options), described.get("latents", 0), sizes["probe"])
             folder = Path(described["saved"]) if "saved" in described else fit_cell(described, out, training)
             done += share
             for inference in inferences:
@@ -151,8 +151,8 @@ def compare(
                 done += share
         show("figures", 0.99)
         rows, references = gather(cells), {}
-        if load_data(data, data_options).targets and sizes["probe"]:
-            description = {"data": data, "data_options": data_options, "probe": sizes["probe"], "components": latents}
+        if components:
+            description = {"data": data, "data_options": fits[0]["data_options"], "probe": sizes["probe"], "components": components}
             references = read_reference(reference_cell(description, out, lambda fraction: None))
         write_report(out, rows, budget, references)
         show("done", 1.0)
@@ -173,7 +173,8 @@ def _saved(folder: Path, data: str, data_options: dict, seed: int, device: str) 
         raise ValueError(f"the model in {folder} was saved without a guide; a comparison needs one")
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "guide.safetensors").read_bytes()).hexdigest()
     return {"saved": str(folder), "weights": weights, "model": config["model"]["name"], "data": data,
-            "data_options": config.get("description", {}).get("data_options", data_options), "seed": seed, "device": device}
+            "data_options": config.get("description", {}).get("data_options", data_options), "seed": seed, "device": device,
+            "latents": config["model"].get("latents", 0)}
 
 
 def choose_objective(model: str, decoder: str) -> str:
@@ -219,10 +220,19 @@ def choose_latents(latents: int | None, budget: str, data: str) -> int:
     return latents or (ROFL_LATENTS if data.split("/")[0] == "rofl" else LATENTS)[budget]
 
 
-def _check_probe(data: Any, latents: int, probe: int) -> None:
-    fitted = min(probe, len(data.validation)) if data.targets and probe else latents + 2
-    if fitted < latents + 2:
-        raise ValueError(f"a readout of {latents} latents cannot be fitted on {fitted} images; choose at most {fitted - 2} latents")
+def _check_readouts(fits: Sequence[dict[str, Any]], probe: int) -> int:
+    """Loads the data, checks that each model's latents can be read out, and says how many principal components to compare them with: as
+    many as latents, at most as many as pixels; 0 for data without causes to read out."""
+    components = 0
+    for described in fits:
+        data, latents = load_data(described["data"], described["data_options"]), described["latents"]
+        if not (data.targets and probe):
+            continue
+        fitted = min(probe, len(data.validation))
+        if fitted < latents + 2:
+            raise ValueError(f"a readout of {latents} latents cannot be fitted on {fitted} images; choose at most {fitted - 2} latents")
+        components = max(components, min(latents, *data.train.x.flatten(1).shape))
+    return components
 
 
 def choose_device(device: str | None) -> str:

@@ -127,7 +127,8 @@ def _markdown(rows: Sequence[Row], figures: dict[str, str], budget: str) -> str:
         "Models were trained with the amortized guide and then frozen: rows of one model differ in inference alone. "
         + ("Numbers are mean ± standard deviation over seeds." if len(seeds) > 1 else "One seed: no spread over seeds."), "",
         *table, "", *(f"- **{name}**: {definition(name)}" for name in SHOWN), "",
-        "`map` is a single point: its mse is that of the point, the others' an expectation over draws, which no point has to pay for. "
+        "`map` is a single point: its distortion is that of the point, the others' an expectation over draws, which no point has to pay "
+        "for. "
         "Standard errors over images are in `table.csv` (`…_se`). Times are of this machine, with whatever else ran on it."
         + (" On the smoke budget the numbers mean nothing yet." if budget == "smoke" else ""), "",
         f"`table.csv` has all columns for every seed; `posteriors/` the posteriors of the first {len(rows[0].arrays['x'])} images, to be "

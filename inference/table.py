@@ -22,7 +22,7 @@ GAP_COLUMNS = {
     "gap": "amortization gap: elbo of 'local' minus elbo of 'amortized' on the same images, nats per image",
     "gap_se": "standard error of gap over images",
 }
-SHOWN = {"nelbo": ".1f", "gap": ".2f", "mse": ".1f", "kl": ".1f", "log_px_bound": ".1f", "decodability": ".3f",
+SHOWN = {"nelbo": ".1f", "gap": ".2f", "distortion": ".1f", "kl": ".1f", "log_px_bound": ".1f", "decodability": ".3f",
          "lifetime_sparsity": ".3f", "zeros": ".3f", "active": ".3f", "ms_per_image": ".2f"}
 
 

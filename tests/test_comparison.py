@@ -88,10 +88,10 @@ def test_one_row_for_each_data_model_method_and_seed(tmp_path, unchanged_generat
 
     lines = summarize(result.rows)
     assert len(lines) == 6
-    values = [r["mse"] for r in result.records if (r["model"], r["method"]) == ("poisson", "map")]
+    values = [r["distortion"] for r in result.records if (r["model"], r["method"]) == ("poisson", "map")]
     mean, spread = sum(values) / 2, abs(values[0] - values[1]) / math.sqrt(2)
     assert next(line for line in lines if (line["model"], line["method"]) == ("poisson",
-                                                                              "map"))["mse"] == f"{mean:.1f} ± {spread:.1f}"
+                                                                              "map"))["distortion"] == f"{mean:.1f} ± {spread:.1f}"
 
     assert not [path for path in (tmp_path / "c").rglob(".*")]  # nothing half-written
 

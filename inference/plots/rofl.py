@@ -22,7 +22,7 @@ def plot_frames(data: Data, world: World, *, count: int = 6, columns: int = 3, t
     Arguments:
         data: Frames with their factors.
         world: The settings they were made with.
-        title: Title; the category and what it means if None.
+        title: Title; the category and the mean speed if None.
     """
     shown = data[:count]
     outlines = None

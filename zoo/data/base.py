@@ -92,6 +92,9 @@ class Dataset:
         for part in (self.test, self.validation):
             if part is not None and part.event_shape != self.train.event_shape:
                 raise ValueError(f"training images {self.train.event_shape} and held-out images {part.event_shape} differ in shape")
+        for part in (self.validation, self.test) if self.targets else ():
+            if part is None or not set(self.targets) <= set(part.factors or {}):
+                raise ValueError(f"validation and test images must have the factors {', '.join(self.targets)}, which are the targets")
 
     @property
     def event_shape(self) -> tuple[int, ...]:

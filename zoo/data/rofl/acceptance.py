@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from zoo.data.rofl.render import masks, visible_pixels
+from zoo.data.rofl.render import covered_pixels, masks
 from zoo.data.rofl.sampling import sample
 from zoo.data.rofl.world import World
 
@@ -34,13 +34,12 @@ def accepted(causes: Mapping[str, Tensor], world: World) -> Tensor:
 
 
 @torch.no_grad()
-def generate(world: World, n: int, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-             progress: Callable[[int, int], None] | None = None) -> dict[str, Tensor]:
+def generate(world: World, n: int, *, seed: int = 0, dtype: torch.dtype = torch.float32,
+             device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Causes of ``n`` accepted frames, ``{name: (n, …)}``: batches are drawn until there are enough.
 
     Arguments:
         seed: Same seed, same device, same frames.
-        progress: Called with (frames accepted so far, n) after each batch.
 
     Raises:
         ValueError: if n is not at least 1; also if hardly any frame is accepted; says which rate was seen.
@@ -57,7 +56,7 @@ def generate(world: World, n: int, *, seed: int = 0, dtype: torch.dtype = torch.
         size = min(block, int(1.2 * n) + 64 if not found else int(1.05 * (n - found) * proposed / found) + 64)
         causes = sample(world, size, generator=generator, dtype=dtype, device=device)
         if world.min_objects:
-            keep = _least_needed(visible_pixels(causes, world), world) > world.min_size
+            keep = _least_needed(covered_pixels(causes, world)[1], world) > world.min_size
             causes = {name: value[keep] for name, value in causes.items()}
         parts.append(causes)
         found += len(causes["fixation"])
@@ -66,8 +65,6 @@ def generate(world: World, n: int, *, seed: int = 0, dtype: torch.dtype = torch.
             raise ValueError(f"only {found} of {proposed} frames of {world.category} show {world.min_objects} disc(s) of more than "
                                f"{world.min_size:g} pixels (acceptance rate {found / proposed:.2g}); lower min_size or min_objects, "
                                "or use larger or nearer discs")
-        if progress is not None:
-            progress(min(found, n), n)
     return {name: torch.cat([part[name] for part in parts])[:n] for name in parts[0]}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from zoo.data.rofl.render import cause_shapes, sizes
+from zoo.data.rofl.render import PLACES, cause_shapes, covered_pixels
 from zoo.data.rofl.retina import gaze_at
 from zoo.data.rofl.world import World
 
@@ -39,7 +39,7 @@ def factors(causes: Mapping[str, Tensor], world: World, *, size: bool = True) ->
     if world.objects:
         places = world_position(causes)
         away = places - torch.cat([causes["fixation"], torch.ones_like(causes["fixation"][..., :1])], -1).unsqueeze(-2)
-        covered = sizes(causes, world) if size else ()
+        covered = _sizes(causes, world) if size else ()
     for i in range(world.objects):
         disc = f"obj{i}_"
         named |= {f"{disc}alpha_{axis}": causes["object_position"][..., i, j] for j, axis in enumerate("xy")}
@@ -70,6 +70,13 @@ def causes_of(named: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
         raise ValueError(f"the factors {', '.join(missing)} of {world.category} are missing")
     return {name: torch.stack([named[factor] for factor in wanted[name]], -1).unflatten(-1, shape)
             for name, shape in cause_shapes(world).items()}
+
+
+def _sizes(causes: Mapping[str, Tensor], world: World) -> tuple[Tensor, ...]:
+    """Fractions of the field, ``(…, n)``, before and after occlusion; chunk by chunk, as all pixels of all frames take much memory."""
+    batch = causes["fixation"].shape[:-1]
+    flat = {name: causes[name].reshape(-1, *shape) for name, shape in cause_shapes(world).items() if name in PLACES}
+    return tuple((count / world.resolution**2).reshape(*batch, world.objects) for count in covered_pixels(flat, world))
 
 
 def _vector(prefix: str, vector: Tensor) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from zoo.data.rofl.discs import Discs, at_fovea, discs_of, inside, visible
 from zoo.data.rofl.retina import Gaze, gaze_at, tables
 from zoo.data.rofl.world import World
 
-__all__ = ["cause_shapes", "flow", "masks", "render", "sizes", "visible_pixels"]
+__all__ = ["cause_shapes", "covered_pixels", "flow", "masks", "render", "sizes"]
 
 CHUNK = 512 * 289  # pixels, times discs, that are worked on at once: their arrays stay in a CPU's cache
 PLACES = ("fixation", "object_position")  # the causes that say which pixels see which disc
@@ -108,14 +108,17 @@ def masks(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> tupl
 
 
 @torch.no_grad()
-def visible_pixels(causes: Mapping[str, Tensor], world: World) -> Tensor:
-    """Pixels that can be seen of each disc, ``(n, objects)``, of many frames: :func:`masks`, summed, chunk by chunk on a CPU."""
+def covered_pixels(causes: Mapping[str, Tensor], world: World) -> tuple[Tensor, Tensor]:
+    """Pixels that each disc covers, ``(n, objects)``, by itself and where nothing is in front of it: :func:`masks`, summed, without
+    gradients, of many frames ``(n, …)``, chunk by chunk on a CPU."""
     causes, (n,) = _checked(causes, world, 0.0, PLACES)
     ordered = _far_to_near(causes)
-    discs = _discs(ordered, world)
-    counts = [torch.stack([seen.sum(-1) for seen in visible(inside(Discs(discs.form[part], discs.ray[part]), world, 0.0))], -1)
-              for part in _chunks(n, world, discs.form.device)]
-    return torch.cat(counts).take_along_dim(ordered["order"].argsort(dim=-1), -1)
+    discs, counts = _discs(ordered, world), []
+    for part in _chunks(n, world, discs.form.device):
+        whole = inside(Discs(discs.form[part], discs.ray[part]), world, 0.0)
+        counts.append((whole.sum(-1), whole.sum(-1) if world.objects == 1 else torch.stack([seen.sum(-1) for seen in visible(whole)], -1)))
+    back = ordered["order"].argsort(dim=-1)
+    return tuple(torch.cat(count).take_along_dim(back, -1) for count in zip(*counts, strict=True))
 
 
 def sizes(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,9 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
+import torch
+from torch import Tensor
+
 from zoo.data.base import Data, Dataset
 from zoo.data.fetch import cache_folder
 from zoo.data.rofl.acceptance import generate
@@ -18,6 +21,7 @@ from zoo.data.rofl.world import World
 
 __all__ = ["frames", "rofl"]
 
+BLOCK = 16384  # frames rendered between two reports of progress
 GENERATION = 1  # to be raised when the same seed comes to give other frames
 
 
@@ -54,8 +58,16 @@ def frames(world: World, n: int, *, seed: int = 0, progress: Callable[[int, int]
     Arguments:
         progress: Called with (frames so far, n).
     """
-    causes = generate(world, n, seed=seed, progress=progress)
-    return Data(render(causes, world), factors=factors(causes, world))
+    causes = generate(world, n, seed=seed)
+    x = torch.empty(n, 2, world.resolution, world.resolution)
+    named: list[dict[str, Tensor]] = []
+    for start in range(0, n, BLOCK):
+        part = {name: value[start:start + BLOCK] for name, value in causes.items()}
+        render(part, world, x[start:start + BLOCK])
+        named.append(factors(part, world))
+        if progress is not None:
+            progress(min(start + BLOCK, n), n)
+    return Data(x, factors={name: torch.cat([one[name] for one in named]) for name in named[0]})
 
 
 def _made(world: World, part: str, n: int, seed: int) -> Data:
