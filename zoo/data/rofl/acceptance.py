@@ -13,7 +13,7 @@ from zoo.data.rofl.world import World
 
 __all__ = ["accepted", "generate", "visible"]
 
-BLOCK = 16384  # frames proposed at once: the arrays of causes stay in a CPU's cache
+BLOCK = 65536  # frames proposed at once: enough to keep several cores busy, few enough for their caches
 GPU_BLOCK = 1 << 18
 LEAST_RATE = 1e-3  # below this acceptance rate generation gives up
 

@@ -21,7 +21,7 @@ from zoo.data.rofl.world import World
 
 __all__ = ["frames", "rofl"]
 
-BLOCK = 16384  # frames rendered between two reports of progress
+BLOCK = 65536  # frames rendered between two reports of progress
 GENERATION = 1  # to be raised when the same seed comes to give other frames
 
 

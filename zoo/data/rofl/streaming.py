@@ -16,7 +16,7 @@ from zoo.data.rofl.world import World
 
 __all__ = ["Stream", "derived_seed"]
 
-BLOCK_PIXELS = 16384 * 289  # frames are made in blocks of this many pixels, as small batches would cost as much as large ones
+BLOCK_PIXELS = 32768 * 289  # frames are made in blocks of this many pixels, as small batches would cost as much as large ones
 
 
 class Stream:
