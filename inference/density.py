@@ -110,9 +110,15 @@ def observation(model: Callable, latents: dict[str, Tensor], x: Tensor | None, s
     return trace.nodes["x"]["fn"]
 
 
-def latent_sites(model: Callable, x: Tensor) -> dict[str, dict]:
-    """The latent sample sites of ``model(x)`` in order: ``{site: Pyro's record of it}``; the global generator is left alone."""
+def latent_sites(model: Callable, x: Tensor, seed: int | None = None) -> dict[str, dict]:
+    """The latent sample sites of ``model(x)`` in order: ``{site: Pyro's record of it}``; the global generator is left alone.
+
+    Arguments:
+        seed: Seed of the latents' values; if None they follow the global generator.
+    """
     with torch.random.fork_rng(), torch.no_grad():
+        if seed is not None:
+            torch.manual_seed(seed)
         trace = poutine.trace(model).get_trace(x)
     return sites(trace, observed=False)
 

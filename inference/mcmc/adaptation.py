@@ -1,6 +1,7 @@
 r"""Tuning during warm-up: a step size for each image by dual averaging, a diagonal metric for each image, one trajectory length for all.
 
-Dual averaging is Nesterov's as in Hoffman & Gelman 2014 (section 3.2), on the log step size of each image. The metric is the variance of
+Dual averaging is Nesterov's as in Hoffman & Gelman 2014 (section 3.2), on the log step size of each image; with a few chains an image's
+acceptance is noisy, so step sizes are held closer to where they were than there. The metric is the variance of
 the chains' states since a window began, shrunk as in Stan. The number of steps follows the gradient of ChEES, the change in the estimator
 of the expected square (Hoffman, Radul & Sountsov 2021), averaged over chains and images.
 """
@@ -18,13 +19,13 @@ __all__ = ["DualAveraging", "Moments", "TrajectoryLength", "windows"]
 class DualAveraging:
     """Step sizes ``(N,)`` that come to give the wanted acceptance rate."""
 
-    def __init__(self, start: Tensor, wanted: float, *, shrink: float = 0.05, delay: float = 10.0, decay: float = 0.75) -> None:
+    def __init__(self, start: Tensor, wanted: float, *, shrink: float = 0.25, delay: float = 10.0, decay: float = 0.75) -> None:
         self.wanted, self.shrink, self.delay, self.decay = wanted, shrink, delay, decay
         self.restart(start)
 
     def restart(self, start: Tensor) -> None:
         """Forgets what was learned, and goes on from the step sizes ``start``."""
-        self.center = (10.0 * start).log()
+        self.center = start.log()
         self.log_step, self.log_average, self.error, self.count = start.log(), torch.zeros_like(start), torch.zeros_like(start), 0
 
     def update(self, accepted: Tensor) -> None:

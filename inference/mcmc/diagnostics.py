@@ -1,7 +1,8 @@
 r"""Convergence of many chains at once: rank-normalized split :math:`\hat R` and bulk effective sample size of every coordinate.
 
 As in Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, and as ArviZ computes them one variable at a time; here all coordinates of all
-images are one batch. A coordinate that never moves has no :math:`\hat R` and no effective sample size: NaN.
+images are one batch. A coordinate that never moves has no :math:`\hat R` and no effective sample size, nor has one with values that are
+not finite: NaN. Chains that are stuck at different places have :math:`\hat R = \infty`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ def rhat(draws: Tensor) -> Tensor:
     """
     _check(draws)
     halves = _split(draws)
+    finite = torch.isfinite(halves).flatten(0, 1).all(0)
     ordered = halves.flatten(0, 1).sort(0).values
     middle = 0.5 * (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2])
     folded = (halves - middle).abs()
-    return torch.maximum(_rhat(_normal_scores(halves)), _rhat(_normal_scores(folded)))
+    location, scale = _rhat(_normal_scores(halves)), _rhat(_normal_scores(folded))
+    # Chains at two values alike far from the middle do not differ in scale, whatever they do in location.
+    return torch.where(finite, torch.where(scale.isnan(), location, torch.maximum(location, scale)), torch.nan)
 
 
 def ess(draws: Tensor) -> Tensor:
@@ -43,13 +47,17 @@ def ess(draws: Tensor) -> Tensor:
     pooled = within * (length - 1) / length + z.mean(1).var(0)
     rho = 1.0 - (within - covariance) / pooled
     rho[0] = 1.0
-    pairs = rho[: length - length % 2].unflatten(0, (-1, 2)).sum(1)
-    # Sums of pairs, cut off where the first is negative, then made to fall.
+    # Sums of pairs, cut off where the first is negative (the last one at any rate), then made to fall.
+    count = 1 + max(math.ceil((length - 4) / 2), 0)
+    pairs = rho[: 2 * count].unflatten(0, (-1, 2)).sum(1)
     alive = (pairs > 0.0).cumprod(0)
-    rest = torch.cat([rho[2::2], torch.zeros_like(rho[:1])])[: len(pairs)] * (alive - torch.cat([alive[1:], torch.zeros_like(alive[:1])]))
-    tau = 2.0 * (pairs * alive).cummin(0).values.mul(alive).sum(0) - 1.0 + rest.clamp(min=0.0).sum(0)
+    to_the_end, alive[-1] = alive[-1].bool(), 0
+    rest = rho.gather(0, 2 * alive.sum(0, keepdim=True)).squeeze(0)
+    rest = torch.where(to_the_end, rest, rest.clamp(min=0.0))
+    tau = 2.0 * (pairs * alive).cummin(0).values.mul(alive).sum(0) - 1.0 + rest
     tau = tau.clamp(min=1.0 / math.log10(total))
-    return torch.where(_moves(draws), total / tau, torch.nan)
+    fine = _moves(draws) & torch.isfinite(draws).flatten(0, 1).all(0)
+    return torch.where(fine, total / tau, torch.nan)
 
 
 def _check(draws: Tensor) -> None:
@@ -83,7 +91,7 @@ def _rhat(z: Tensor) -> Tensor:
     within = z.var(1).mean(0)
     between = length * z.mean(1).var(0)
     ratio = ((between / within + length - 1) / length).sqrt()
-    return torch.where(within > 0.0, ratio, torch.nan)
+    return torch.where(within > 0.0, ratio, torch.where(between > 0.0, torch.inf, torch.nan))
 
 
 def _autocovariance(z: Tensor) -> Tensor:

@@ -11,15 +11,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, OneHotCategorical
+from torch.distributions import Independent, OneHotCategorical, constraints
 
 from inference.density import count, log_joint
+from zoo.latents.base import Family
 from zoo.latents.support import support_kind
 from zoo.models.one_layer import OneLayer
 
 __all__ = ["can_sweep", "gibbs", "sweeps"]
 
-LIKELIHOOD_REACH, PRIOR_REACH = 9.0, 12.0  # standard deviations of either factor beyond which counts are not looked at
+NEGLIGIBLE = 40.0  # nats below the most probable count at which one has no weight; all beyond have less
 MOST = 10_000  # counts of a unit
 
 
@@ -29,8 +30,10 @@ def can_sweep(model: Callable) -> bool:
         return False
     law = model.family.distribution(model.prior)
     base = law.base_dist if isinstance(law, Independent) else law
-    kind = support_kind(law.support)
-    return isinstance(base, OneHotCategorical) if kind == "one_hot" else kind == "count" and isinstance(law, Independent)
+    if support_kind(law.support) == "one_hot":
+        return isinstance(base, OneHotCategorical)
+    plain = type(model.family).code is Family.code  # the decoder is linear in the counts themselves
+    return plain and isinstance(law, Independent) and base.support is constraints.nonnegative_integer
 
 
 @torch.no_grad()
@@ -50,6 +53,8 @@ def gibbs(model: OneLayer, x: Tensor, start: Tensor, draws: int, *, warmup: int 
     """
     if not can_sweep(model):
         raise ValueError("Gibbs sampling needs a one-layer model of counts or one-hots with a linear decoder")
+    if draws < 1 or warmup < 0 or thin < 1:
+        raise ValueError(f"draws and thin must be at least 1 and warmup at least 0, not {draws}, {thin} and {warmup}")
     sweep, residual = sweeps(model, x)
     z = start.clone()
     rest = residual(z)
@@ -87,20 +92,25 @@ def sweeps(model: OneLayer, x: Tensor) -> tuple[Callable[..., None], Callable[[T
 
 def _count_sweep(law: Independent, weight: Tensor) -> Callable[[Tensor, Tensor], None]:
     """Redraws all counts ``(C, N, K)`` in place, keeping the residual ``(C, N, D)`` up to date."""
-    columns, curvature = weight.T.contiguous(), weight.square().sum(0).clamp(min=torch.finfo(weight.dtype).tiny)
-    mean, spread = law.mean, law.variance.sqrt()
+    columns, curvature = weight.T.contiguous(), weight.square().sum(0)
+    typical = (law.mean + 4.0 * law.variance.sqrt()).tolist()
     table = _prior_table(law, weight)
 
     def sweep(z: Tensor, rest: Tensor, beta: float = 1.0) -> None:
-        reach = torch.minimum(LIKELIHOOD_REACH / (beta * curvature).sqrt(), PRIOR_REACH * (spread + 2.0))
         for k, column in enumerate(columns):
             now = z[..., k].clone()
             slope = rest @ column  # of the log-likelihood in z_k
-            # Both factors fall beyond the greater of their modes; what lies further out has no weight in floating point.
-            top = int(torch.maximum((now + slope / curvature[k]).max(), mean[k]).add(reach[k]).ceil().clamp(1, MOST))
-            values, log_prior = table(k, top)
-            move = values - now[..., None]
-            new = _draw(log_prior + beta * (slope[..., None] * move - 0.5 * curvature[k] * move.square())).to(z.dtype)
+            top = int(max(now.max().item(), typical[k])) + 8
+            while True:
+                values, log_prior = table(k, top)
+                move = values - now[..., None]
+                logits = log_prior + beta * (slope[..., None] * move - 0.5 * curvature[k] * move.square())
+                if not (logits[..., -1] > logits.amax(-1) - NEGLIGIBLE).any():
+                    break
+                if top > MOST:
+                    raise ValueError(f"a count of unit {k} may be above {MOST}, beyond what is looked at; is the noise too small?")
+                top *= 2
+            new = _draw(logits).to(z.dtype)
             z[..., k] = new
             rest -= (new - now)[..., None] * column
 

@@ -18,6 +18,7 @@ from inference.mcmc.adaptation import DualAveraging, Moments, TrajectoryLength, 
 
 __all__ = ["Chains", "hmc", "leapfrog"]
 
+FIRST_STEPS = 4.0  # mean number of steps from which tuning sets out: where trajectories are too long, ChEES has no slope to go by
 DIVERGENCE = 1000.0  # nats of energy error above which a trajectory counts as divergent, as in Stan
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]  # states (C, N, K) to log densities (C, N) and gradients (C, N, K)
@@ -76,8 +77,9 @@ def hmc(density: Density, start: Tensor, draws: int, *, warmup: int = 300, steps
     scale = u.new_ones(images, size)
     tuner = DualAveraging(_first_step(density, u, value, gradient, scale), accept)
     moments, seen = Moments(), Moments()
-    length = None if steps is not None else TrajectoryLength(min(10.0, most_steps), most_steps, u)
+    length = None if steps is not None else TrajectoryLength(min(FIRST_STEPS, most_steps), most_steps, u)
     mean_steps, ends = steps or length.steps, set(windows(warmup))
+    first = min(ends, default=0)
     kept, log_probs = u.new_empty(chains, draws, images, size), u.new_empty(chains, draws, images)
     accepted, divergences = u.new_zeros(images), u.new_zeros(images)
     iterations = warmup + draws * thin
@@ -98,7 +100,7 @@ def hmc(density: Density, start: Tensor, draws: int, *, warmup: int = 300, steps
             tuner.update(chance.mean(0))
             moments.update(u)
             seen.update(u)
-            if length is not None and seen.count > 10 * chains:
+            if length is not None and seen.count > 10 * chains and (i >= first or not ends):  # with a metric
                 end = torch.where(torch.isfinite(proposal), proposal, before)
                 length.update(before / scale, end / scale, torch.nan_to_num(velocity), seen.mean / scale, count * step, chance)
                 mean_steps = length.steps

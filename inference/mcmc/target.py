@@ -41,13 +41,28 @@ class Target:
         for name, site in latent_sites(model, x).items():
             if name in self.given:
                 continue
+            _check_place(name, site, len(x))
             if support_kind(site["fn"].support) != "real":
                 raise ValueError(f"the latent {name!r} has the discrete support {site['fn'].support}; gradient-based samplers move "
                                  "real-valued latents only: give its values, or choose a sampler for counts and one-hots")
-            self.transforms[name] = biject_to(site["fn"].support)
+            try:
+                self.transforms[name] = biject_to(site["fn"].support)
+            except NotImplementedError:
+                raise ValueError(f"the latent {name!r} has the support {site['fn'].support}, to which no one-to-one map from "
+                                 "unconstrained coordinates is known") from None
             event_shape = site["fn"].event_shape
             self.shapes[name] = tuple(self.transforms[name].inverse_shape(event_shape)) if event_shape else ()
+        self._check_supports()
         self.size = sum(prod(shape) for shape in self.shapes.values())
+
+    def _check_supports(self) -> None:
+        """Refuses supports that depend on other latents: the way to them would change with every state."""
+        for name, site in latent_sites(self.model, self.x, seed=1).items():
+            if name in self.transforms:
+                origin = self.x.new_zeros(len(self.x), *self.shapes[name])
+                here, there = (transform(origin) for transform in (self.transforms[name], biject_to(site["fn"].support)))
+                if not torch.equal(here, there):
+                    raise ValueError(f"the support of the latent {name!r} depends on other latents; samplers here need fixed supports")
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Values ``{site: (…, N, *event)}`` of a state ``(…, N, K)``."""
@@ -96,3 +111,10 @@ class Target:
         pieces = u.split([prod(shape) for shape in self.shapes.values()], -1)
         return {name: piece.unflatten(-1, shape) if shape else piece.squeeze(-1)
                 for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+
+
+def _check_place(name: str, site: dict, images: int) -> None:
+    plates = [frame.name for frame in site["cond_indep_stack"]]
+    if plates != ["data"] or tuple(site["fn"].batch_shape) != (images,):
+        raise ValueError(f"the latent {name!r} must lie in the plate 'data' alone, with a batch shape ({images},) and event dimensions "
+                         f"(to_event) for the rest; it lies in {', '.join(plates) or 'no plate'} with {tuple(site['fn'].batch_shape)}")

@@ -89,6 +89,5 @@ def _convergence(samples: dict[str, Tensor]) -> dict[str, Tensor]:
         return {}
     every = torch.cat([value.flatten(3) if value.dim() > 3 else value.unsqueeze(-1) for value in samples.values()], -1)
     worst, least = rhat(every), ess(every)
-    moving = torch.isfinite(worst)
-    return {"rhat": torch.where(moving, worst, -torch.inf).amax(-1).float(),
-            "ess": torch.where(moving, least, torch.inf).amin(-1).float()}
+    return {"rhat": worst.nan_to_num(nan=-torch.inf, posinf=torch.inf).amax(-1).where(~worst.isnan().all(-1), torch.nan).float(),
+            "ess": least.nan_to_num(nan=torch.inf).amin(-1).where(~least.isnan().all(-1), torch.nan).float()}
