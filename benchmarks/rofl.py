@@ -5,7 +5,9 @@
 A frame counts once it is accepted: proposing causes, rejecting those in which too little of a disc can be seen, and rendering the rest are
 all timed. First both must give the same frames for the same causes, accept the same of them, and accept at the same rate from their own
 random numbers. Then they run in turn in one process: ours into memory that is used again, ours into fresh memory (of which the operating
-system clears every page first), frame by frame. Frame by frame runs on one CPU core whatever the device.
+system clears every page first), and two ways frame by frame, on one CPU core whatever the device: ``per_frame`` is written with care for
+speed; ``textbook`` is the tests' oracle, the equations as they stand (Rodrigues' formula, cross products over (N, N, 3), points in space),
+its rays computed once, too.
 
 Then the parts are timed alone, on as many frames as are proposed at once, and set against the device's copy bandwidth: the bytes of the
 frames per second when they are made, and when as many bytes are copied from one tensor to another (and as much is read).
@@ -16,14 +18,22 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from record import record
 from rofl_parts import BLOCKS, bounds, parts, seconds
-from rofl_per_frame import KINDS, accepted_frames, one_frame, pixel_rays
+from rofl_per_frame import KINDS, accepted_frames, one_frame, pixel_rays, propose
 
 from zoo.data.rofl import World, accepted, flow, generate, render, sample
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+import rofl_oracle  # noqa: E402
+
+rofl_oracle.rays = lru_cache(rofl_oracle.rays)
 
 SAME = 1e-10  # rad/s, in double precision
 TARGETS = {"cpu": "", "cuda": "; target: at least 20 million frames per second"}
@@ -60,20 +70,30 @@ def same_rate(world: World, proposed: int, kept: int, seed: int, device: torch.d
     return {"ours": ours, "per_frame": theirs, "standard_error_of_difference": error}
 
 
+def textbook_frames(world: World, rng: np.random.Generator, count: int) -> None:
+    """Makes that many accepted frames with the tests' oracle."""
+    made = 0
+    while made < count:
+        frame = rofl_oracle.frame(world.kind, propose(world, rng), world.resolution)
+        made += (frame.size_eff * world.resolution**2 > world.min_size).sum() >= world.min_objects
+
+
 def in_turn(world: World, device: torch.device, options: argparse.Namespace) -> tuple[dict[str, dict], int, int]:
-    """Frames per second of the three, and how many frames were proposed and kept frame by frame."""
+    """Frames per second of the four, and how many frames were proposed and kept frame by frame."""
     out = torch.empty(options.frames, 2, world.resolution, world.resolution, device=device)
     few, rays, proposed = np.empty((options.per_frame, *out.shape[1:]), np.float32), pixel_rays(world), 0
-    rows: dict[str, list[float]] = {"reused_memory": [], "fresh_memory": [], "per_frame": []}
+    rows: dict[str, list[float]] = {"reused_memory": [], "fresh_memory": [], "per_frame": [], "textbook": []}
+    few_textbook = max(options.per_frame // 5, 1)
     for repeat in range(-1, options.repeats):  # the first is a rehearsal
         seed, rng = options.seed + repeat + 1, np.random.default_rng(options.seed + repeat + 1)
         proposals: list[int] = []
         turns = {
             "reused_memory": lambda s=seed: render(generate(world, options.frames, seed=s, device=device), world, out),
             "fresh_memory": lambda s=seed: render(generate(world, options.frames, seed=s, device=device), world),
-            "per_frame": lambda r=rng, p=proposals: p.append(accepted_frames(world, r, rays, few))}
+            "per_frame": lambda r=rng, p=proposals: p.append(accepted_frames(world, r, rays, few)),
+            "textbook": lambda r=rng: textbook_frames(world, r, few_textbook)}
         for name, run in turns.items():
-            frames = options.per_frame if name == "per_frame" else options.frames
+            frames = {"per_frame": options.per_frame, "textbook": few_textbook}.get(name, options.frames)
             rate = frames / seconds(run, device)
             if repeat >= 0:
                 rows[name].append(rate)
@@ -82,9 +102,10 @@ def in_turn(world: World, device: torch.device, options: argparse.Namespace) -> 
     results = {name: {"frames_per_s": statistics.median(values), "frames_per_s_least_most": [min(values), max(values)]}
                for name, values in rows.items()}
     for name in ("reused_memory", "fresh_memory"):
-        ratios = [a / b for a, b in zip(rows[name], rows["per_frame"], strict=True)]
-        results[name] |= {"times_per_frame": results[name]["frames_per_s"] / results["per_frame"]["frames_per_s"],
-                          "times_per_frame_least_most": [min(ratios), max(ratios)]}
+        for other in ("per_frame", "textbook"):
+            ratios = [a / b for a, b in zip(rows[name], rows[other], strict=True)]
+            results[name] |= {f"times_{other}": results[name]["frames_per_s"] / results[other]["frames_per_s"],
+                              f"times_{other}_least_most": [min(ratios), max(ratios)]}
     return results, proposed, options.per_frame * (options.repeats + 1)
 
 
@@ -129,8 +150,8 @@ def main() -> None:
                                      "per_frame_frames": options.per_frame, "repeats": options.repeats, "threads": options.threads}}
     where = f"cpu_{options.threads}" if device.type == "cpu" else "cuda"
     record(f"rofl_{options.category}_{options.resolution}_{where}", results, seed=options.seed,
-           notes="accepted frames, float32; per_frame: NumPy, one frame at a time, on one CPU core; times_per_frame: ratio of the medians, "
-                 f"and least and most over the turns; copy bandwidth: bytes written{TARGETS[device.type]}")
+           notes="accepted frames, float32; per_frame and textbook: NumPy, one frame at a time, on one CPU core; times_…: ratio of the "
+                 f"medians, and least and most over the turns; copy bandwidth: bytes written{TARGETS[device.type]}")
 
 
 if __name__ == "__main__":
