@@ -1,0 +1,1 @@
+"""Markov chains for many images at once: targets, samplers, tuning, annealing, and what says whether they have converged."""
