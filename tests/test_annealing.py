@@ -1,0 +1,48 @@
+"""Annealed importance sampling against evidence that is known exactly."""
+
+import pyro
+import pytest
+import torch
+
+from inference.mcmc.annealing import ais, betas
+from zoo.oracles import linear_gaussian, poisson_fixture
+from zoo.oracles.enumerable import fixture_image
+
+
+def drawn(model, n):
+    """Images that the model drew, and the latents it drew them with."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        trace = pyro.poutine.trace(model).get_trace(None, size=n)
+    return trace.nodes["x"]["value"], {"z": trace.nodes["z"]["value"]}
+
+
+def test_temperatures_rise_from_prior_to_posterior():
+    schedule = betas(50)
+    assert len(schedule) == 51 and schedule[0] == 0 and schedule[-1] == 1 and (schedule.diff() > 0).all()
+
+
+@pytest.mark.parametrize("temperatures", [5, 30])
+def test_evidence_of_counts(temperatures, unchanged_generator):
+    model, x = poisson_fixture(), fixture_image().float()
+    with unchanged_generator():
+        found = ais(model, x, chains=4000, temperatures=temperatures)
+    assert 0 < found.se < 0.01
+    assert (found.log_evidence - model.log_evidence(x)).abs().item() < 4 * found.se.item()
+
+
+def test_evidence_of_real_values_is_bracketed():
+    model = linear_gaussian(latents=4, event_shape=(1, 4, 4), scale=0.5)
+    x, truth = drawn(model, 60)
+    exact = model.log_evidence(x).detach()
+    below, above = ais(model, x, chains=32, temperatures=60), ais(model, x, chains=32, temperatures=60, truth=truth)
+    for found, sign in ((below, -1.0), (above, 1.0)):
+        error = sign * (found.log_evidence - exact)  # both bounds hold on average over chains
+        assert error.abs().max() < 0.5 and error.mean() > -3 * error.std() / 60**0.5
+        assert (error.abs() < 5 * found.se + 0.05).float().mean() > 0.95
+
+
+def test_what_it_cannot_do_is_refused():
+    model, x = poisson_fixture(), fixture_image().float()
+    with pytest.raises(ValueError, match="chains and temperatures must be at least 2, not 1 and 10"):
+        ais(model, x, chains=1, temperatures=10)
