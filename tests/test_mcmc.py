@@ -452,6 +452,16 @@ def test_the_fixture_has_its_known_numbers():
     assert reports[0] == (1, 320) and reports[-1] == (320, 320) and len(reports) == 320
 
 
+def test_counts_are_looked_at_as_far_as_the_likelihood_pulls():
+    model = enumerable_poisson(torch.ones(1, 1), torch.tensor([0.5]), scale=0.5, max_count=80)
+    x = torch.tensor([45.0, 0.0]).reshape(2, 1, 1, 1)  # far beyond what the prior expects, and not
+    states, _ = gibbs(model, x, torch.zeros(2000, 2, 1), 1, warmup=0)  # of one unit, a sweep is a draw of the posterior
+    probabilities = model.posterior_probabilities(x).detach()
+    assert all(deviation(model, probabilities[i], states[:, 0, i]) > 1e-3 for i in range(2))
+    with pytest.raises(ValueError, match="count of unit 0 may be above 10000"):
+        gibbs(model, torch.full((1, 1, 1, 1), 1e5), torch.zeros(1, 1, 1), 1)
+
+
 def test_thinned_sweeps_are_every_nth_and_seeds_decide():
     model, x = MODELS["three units"](), torch.randn(2, 1, 1, 4)
     start = torch.zeros(3, 2, 3)
