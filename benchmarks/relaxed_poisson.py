@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.record import record  # noqa: E402
+from benchmarks.timing import seconds  # noqa: E402
 from zoo.latents.relaxed.arrival import RelaxedPoisson  # noqa: E402
 from zoo.latents.relaxed.gumbel import RelaxedCount  # noqa: E402
 
@@ -94,16 +94,6 @@ def gumbel(log_rate: Tensor, temperature: float, ramp: str) -> Tensor:
 def step(sample: Callable, log_rate: Tensor, temperature: float, ramp: str) -> None:
     sample(log_rate, temperature, ramp).sum().backward()
     log_rate.grad = None
-
-
-def seconds(run: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def peak_bytes(run: Callable[[], None], log_rate: Tensor) -> int:

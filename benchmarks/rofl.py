@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from record import record
-from rofl_parts import BLOCKS, bounds, parts, seconds
+from rofl_parts import BLOCKS, bounds, parts
 from rofl_per_frame import KINDS, accepted_frames, one_frame, pixel_rays, propose
+from timing import seconds
 
 from zoo.data.rofl import World, accepted, flow, generate, render, sample
 

@@ -6,10 +6,10 @@ Not a program: ``benchmarks/rofl.py`` runs it.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from timing import seconds
 from torch import Tensor
 
 from zoo.data.rofl import World, render, sample, visible
@@ -19,16 +19,6 @@ from zoo.data.rofl.render import CHUNK, covered_pixels
 from zoo.data.rofl.retina import gaze_at, tables
 
 BLOCKS = {"cpu": BLOCK, "cuda": GPU_BLOCK}
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
 
 
 def pixel_work(causes: dict[str, Tensor], world: World, out: Tensor) -> dict[str, Callable[[], object]]:

@@ -11,26 +11,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
 from record import record
+from timing import seconds
 
 import guides
 import inference
 import zoo
 from zoo.data.rofl import Stream, World
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
 
 
 def compared(world: World, batch_size: int, options: argparse.Namespace) -> dict[str, object]:

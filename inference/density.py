@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["Cost", "count", "counting", "latent_sites", "log_joint", "log_terms", "observation", "sites"]
+__all__ = ["Cost", "count", "counting", "drawn_latents", "latent_sites", "log_joint", "log_terms", "observation", "sites"]
 
 
 @dataclass
@@ -121,6 +121,13 @@ def latent_sites(model: Callable, x: Tensor, seed: int | None = None) -> dict[st
             torch.manual_seed(seed)
         trace = poutine.trace(model).get_trace(x)
     return sites(trace, observed=False)
+
+
+@torch.no_grad()
+def drawn_latents(program: Callable, x: Tensor, count: int) -> dict[str, Tensor]:
+    """``count`` draws of a model's prior, or of a guide, for every image: ``{site: (count, N, *event)}``."""
+    draws = [sites(poutine.trace(program).get_trace(x), observed=False) for _ in range(count)]
+    return {name: torch.stack([draw[name]["value"] for draw in draws]) for name in draws[0]}
 
 
 def sites(trace: poutine.Trace, observed: bool) -> dict[str, dict]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +19,7 @@ from matplotlib.contour import ContourSet
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
+from test_rofl_data import files_no_larger_than
 from typer.testing import CliRunner
 
 import guides
@@ -49,17 +48,6 @@ def refused(result, words):
     """One line on standard error, exit code 2."""
     lines = result.stderr.strip().splitlines()
     return result.exit_code == 2 and result.stdout == "" and len(lines) == 1 and lines[0].startswith("zoo: ") and words in lines[0]
-
-
-@contextlib.contextmanager
-def files_no_larger_than(size):
-    """As on a disk with so many bytes left."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def files(folder):

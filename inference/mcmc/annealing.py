@@ -13,10 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from inference.density import count, sites
+from inference.density import count, drawn_latents
 from inference.mcmc.gibbs import can_sweep, sweeps
 from inference.mcmc.hmc import leapfrog
 from inference.mcmc.target import Target
@@ -85,8 +84,7 @@ def ais(model: Callable, x: Tensor, *, chains: int = 16, temperatures: int = 500
 def _start(model: Callable, x: Tensor, chains: int, truth: dict[str, Tensor] | None) -> dict[str, Tensor]:
     if truth is not None:
         return {name: value.detach().expand(chains, *value.shape).clone() for name, value in truth.items()}
-    drawn = [sites(poutine.trace(model).get_trace(x), observed=False) for _ in range(chains)]
-    return {name: torch.stack([one[name]["value"] for one in drawn]) for name in drawn[0]}
+    return drawn_latents(model, x, chains)
 
 
 def _sweep_run(model: Callable, x: Tensor, start: dict[str, Tensor], schedule: list[float], report: Callable) -> Tensor:

@@ -76,7 +76,7 @@ def hmc(density: Density, start: Tensor, draws: int, *, warmup: int = 300, steps
     chains, images, size = u.shape
     scale = u.new_ones(images, size)
     tuner = DualAveraging(_first_step(density, u, value, gradient, scale), accept)
-    moments, seen = Moments(), Moments()
+    moments = Moments()
     length = None if steps is not None else TrajectoryLength(min(FIRST_STEPS, most_steps), most_steps, u)
     mean_steps, ends = steps or length.steps, set(windows(warmup))
     first = min(ends, default=0)
@@ -99,14 +99,13 @@ def hmc(density: Density, start: Tensor, draws: int, *, warmup: int = 300, steps
         if warm:
             tuner.update(chance.mean(0))
             moments.update(u)
-            seen.update(u)
-            if length is not None and seen.count > 10 * chains and (i >= first or not ends):  # with a metric
+            if length is not None and moments.count > 10 * chains and (i >= first or not ends):  # with a metric
                 end = torch.where(torch.isfinite(proposal), proposal, before)
-                length.update(before / scale, end / scale, torch.nan_to_num(velocity), seen.mean / scale, count * step, chance)
+                length.update(before / scale, end / scale, torch.nan_to_num(velocity), moments.mean / scale, count * step, chance)
                 mean_steps = length.steps
             if i + 1 in ends:
                 scale = moments.variance.sqrt()
-                moments, seen = Moments(), Moments()
+                moments = Moments()
                 tuner.restart(tuner.average)
         else:
             accepted += chance.mean(0)
@@ -125,12 +124,12 @@ def leapfrog(density: Density, u: Tensor, momentum: Tensor, gradient: Tensor, st
 
     Momenta are in units of the metric (standard normal); ``step`` is ``(N, 1)`` and ``scale`` ``(N, K)``.
     """
-    kick, drift = step * scale, step * scale
-    momentum = momentum + 0.5 * kick * gradient
+    stride = step * scale
+    momentum = momentum + 0.5 * stride * gradient
     for i in range(count):
-        u = u + drift * momentum
+        u = u + stride * momentum
         value, gradient = density(u)
-        momentum = momentum + (0.5 if i == count - 1 else 1.0) * kick * gradient
+        momentum = momentum + (0.5 if i == count - 1 else 1.0) * stride * gradient
     return u, momentum, value, gradient
 
 

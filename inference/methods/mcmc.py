@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
-from inference.density import latent_sites, sites
+from inference.density import drawn_latents, latent_sites
 from inference.mcmc.diagnostics import ess, rhat
 from inference.mcmc.gibbs import can_sweep, gibbs
 from inference.mcmc.hmc import hmc
@@ -77,10 +76,7 @@ def _start(model: Callable, x: Tensor, guide: nn.Module | None, chains: int, sta
         raise ValueError(f"start must be {' or '.join(STARTS)}, not {start!r}")
     if start == "guide" and guide is None:
         raise ValueError("start='guide' needs a guide")
-    program = model if start == "prior" else guide
-    with torch.no_grad():
-        drawn = [sites(poutine.trace(program).get_trace(x), observed=False) for _ in range(chains)]
-    return {name: torch.stack([one[name]["value"] for one in drawn]) for name in drawn[0]}
+    return drawn_latents(model if start == "prior" else guide, x, chains)
 
 
 def _convergence(samples: dict[str, Tensor]) -> dict[str, Tensor]:

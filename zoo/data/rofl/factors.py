@@ -22,16 +22,13 @@ def world_position(causes: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([x / z * depth, y / z * depth, depth], -1)
 
 
-def factors(causes: Mapping[str, Tensor], world: World, *, size: bool = True) -> dict[str, Tensor]:
+def factors(causes: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """Named factors ``{name: (…)}``: those of ``world.factor_names`` first, then the others; m, m/s, radians.
 
     ``fix_x, fix_y``; the eye's ``slf_v_`` + ``norm, theta, phi, x, y, z``; for disc i (``obj0_`` …) ``alpha_x, alpha_y`` (angles on the
     retina), ``x, y, z`` (world), ``distance, theta, phi`` (world, polar), ``dx, dy, dz`` (from the fixation point), ``v_`` + ``norm, theta,
     phi, x, y, z``, ``dv_`` + the same (relative to the eye), ``size`` and ``size_eff`` (fraction of the field covered, before and after
     occlusion). θ is the angle from the z axis, φ in [0, 2π] that from the x axis in the plane of the wall.
-
-    Arguments:
-        size: Whether to compute ``size`` and ``size_eff``, which take a look at every pixel.
     """
     named = {f"fix_{axis}": value for axis, value in zip("xy", causes["fixation"].unbind(-1), strict=True)}
     if world.self_moves:
@@ -39,7 +36,7 @@ def factors(causes: Mapping[str, Tensor], world: World, *, size: bool = True) ->
     if world.objects:
         places = world_position(causes)
         away = places - torch.cat([causes["fixation"], torch.ones_like(causes["fixation"][..., :1])], -1).unsqueeze(-2)
-        covered = _sizes(causes, world) if size else ()
+        covered = _sizes(causes, world)
     for i in range(world.objects):
         disc = f"obj{i}_"
         named |= {f"{disc}alpha_{axis}": causes["object_position"][..., i, j] for j, axis in enumerate("xy")}
