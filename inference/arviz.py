@@ -1,23 +1,25 @@
-"""The one place that knows ArviZ: posteriors become ``InferenceData``, the container, file format and input of its plots."""
+"""The one place that knows ArviZ: posteriors become ``InferenceData``, its container, file format and input of its plots; Pareto k̂."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
-__all__ = ["convert"]
+import torch
+from torch import Tensor
+
+__all__ = ["convert", "pareto_k"]
 
 
 def convert(posterior: Any) -> Any:
     """``InferenceData`` of a :class:`~inference.posterior.Posterior`: latents with dimensions (chain, draw, image, unit …).
 
     Group ``sample_stats`` holds ``log_weight`` if the draws are weighted and the per-image statistics of the method; attributes
-    hold the method's name and its cost.
+    hold the method's name and its cost. A posterior that kept a part of its draws has the group ``summary``: ``<site>_mean``, ``_sd``,
+    ``_rhat`` and ``_ess`` of all of them.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # ArviZ announces its 1.0 at import
-        import arviz
-
+    arviz = _arviz()
     samples = {name: value.detach().cpu().numpy() for name, value in posterior.samples.items()}
     dims = {name: ["image", *(f"{name}_unit_{axis}" if value.ndim > 4 else f"{name}_unit" for axis in range(value.ndim - 3))]
             for name, value in samples.items()}
@@ -30,4 +32,31 @@ def convert(posterior: Any) -> Any:
         stats[name] = value.detach().cpu().expand(*draws, -1).numpy()
         dims[name] = ["image"]
     attributes = {"method": posterior.method} | {key: str(value) for key, value in posterior.cost.items()}
-    return arviz.from_dict(posterior=samples, sample_stats=stats or None, dims=dims, attrs=attributes)
+    data = arviz.from_dict(posterior=samples, sample_stats=stats or None, dims=dims, attrs=attributes)
+    if posterior.summary is not None:
+        import xarray
+
+        data.add_groups({"summary": xarray.Dataset({
+            f"{name}_{what}": (dims[name], value.detach().cpu().numpy())
+            for name, part in posterior.summary.items() for what, value in part.items()})})
+    return data
+
+
+def pareto_k(log_weights: Tensor) -> Tensor:
+    """Shape of a generalized Pareto law fitted to the greatest of log weights ``(k, N)``, ``(N,)``: ArviZ's ``psislw``.
+
+    −∞ where the greatest weight was drawn so often that there is no tail above it (weights all alike, discrete latents): bounded weights.
+    +∞ where fewer than 5 weights make the tail.
+    """
+    values = log_weights.detach().double()
+    tail = math.ceil(min(len(values) / 5, 3 * math.sqrt(len(values))))
+    bounded = (values >= values.amax(0) - 1e-9).sum(0) > tail
+    _, shape = _arviz().psislw(values.T.cpu().numpy())
+    return torch.where(bounded, -torch.inf, torch.as_tensor(shape).to(values))
+
+
+def _arviz() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # ArviZ announces its 1.0 at import
+        import arviz
+    return arviz

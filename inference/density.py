@@ -16,7 +16,8 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["Cost", "count", "counting", "drawn_latents", "latent_sites", "log_joint", "log_terms", "observation", "sites"]
+__all__ = ["Cost", "count", "counting", "drawn_latents", "latent_sites", "log_joint", "log_sites", "log_terms", "observation",
+           "sites"]
 
 
 @dataclass
@@ -76,26 +77,33 @@ def log_terms(model: Callable, latents: dict[str, Tensor], x: Tensor) -> tuple[T
 
     One evaluation of the density. Raises as :func:`log_joint`.
     """
+    terms: list[Tensor | float] = [0.0, 0.0]
+    for name, site in log_sites(model, latents, x).items():
+        observed = name not in latents  # conditioned latents count as observed, too
+        terms[observed] = terms[observed] + site["log_prob"]
+    return terms[0], terms[1]
+
+
+def log_sites(model: Callable, latents: dict[str, Tensor], x: Tensor) -> dict[str, dict]:
+    """Pyro's records of all sample sites, given all latents: each with its law ``fn`` and its ``log_prob`` ``(…, N)``.
+
+    One evaluation of the density. Raises as :func:`log_joint`.
+    """
     with pyro.validation_enabled(False):
         trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(x)
         trace.compute_log_prob()
-    terms: list[Tensor | float] = [0.0, 0.0]
-    seen = set()
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or poutine.util.site_is_subsample(site):
-            continue
+    found = {name: site for name, site in trace.nodes.items()
+             if site["type"] == "sample" and not poutine.util.site_is_subsample(site)}
+    for name, site in found.items():
         if name not in latents and not site["is_observed"]:
             raise ValueError(f"no value was given for the latent {name!r}; given were: {', '.join(latents) or 'none'}")
         if "data" not in {frame.name for frame in site["cond_indep_stack"]}:
             raise ValueError(f"the site {name!r} lies outside the plate 'data', so it has no per-image density")
-        seen.add(name)
-        observed = name not in latents  # conditioned latents count as observed, too
-        terms[observed] = terms[observed] + site["log_prob"]
-    unknown = set(latents) - seen
+    unknown = set(latents) - set(found)
     if unknown:
-        raise ValueError(f"the model has no latent {', '.join(sorted(unknown))}; its sites are: {', '.join(sorted(seen))}")
-    count(terms[0] + terms[1])
-    return terms[0], terms[1]
+        raise ValueError(f"the model has no latent {', '.join(sorted(unknown))}; its sites are: {', '.join(sorted(found))}")
+    count(sum(site["log_prob"] for site in found.values()))
+    return found
 
 
 def observation(model: Callable, latents: dict[str, Tensor], x: Tensor | None, size: int | None = None) -> Distribution:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Posterior:
         log_weights: Log importance weights ``(chain, draw, image)``, or None if every draw counts alike.
         params: Parameters of the variational posterior ``{site: (image, P, K)}``, or None if there is none.
         stats: The method's own statistics, tensors by name: ``(image,)``, or ``(step,)`` if the name ends in ``_trace``.
+        summary: Of draws that were not all kept, ``{site: {"mean", "sd", "rhat", "ess": (image, *event)}}``; None where all were.
         cost: ``gradient_evaluations`` and ``evaluations`` per image, ``seconds`` (wall clock, all images) and ``device``.
     """
 
@@ -35,6 +36,7 @@ class Posterior:
     params: dict[str, Tensor] | None = None
     stats: dict[str, Tensor] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -42,7 +44,9 @@ class Posterior:
 
     @property
     def mean(self) -> dict[str, Tensor]:
-        """Posterior mean of every latent, ``{site: (image, *event)}``; weighted where there are weights."""
+        """Posterior mean of every latent, ``{site: (image, *event)}``; weighted where there are weights; of all draws, kept or not."""
+        if self.summary is not None:
+            return {name: part["mean"] for name, part in self.summary.items()}
         return {name: self.average(value) for name, value in self.samples.items()}
 
     def predict(self, model: Callable) -> Tensor:
@@ -80,14 +84,21 @@ class Posterior:
     def first(self, count: int) -> Posterior:
         """The posterior of the first ``count`` images."""
         stats = self.stats | {name: value[:count] for name, value in self.image_stats.items()}
-        return Posterior(
-            self.method, {name: value[:, :, :count] for name, value in self.samples.items()},
-            None if self.log_weights is None else self.log_weights[..., :count],
-            None if self.params is None else {name: value[:count] for name, value in self.params.items()}, stats, self.cost)
+        return replace(
+            self, samples={name: value[:, :, :count] for name, value in self.samples.items()},
+            log_weights=None if self.log_weights is None else self.log_weights[..., :count],
+            params=None if self.params is None else {name: value[:count] for name, value in self.params.items()}, stats=stats,
+            summary=_mapped(self.summary, lambda value: value[:count]))
 
     def to(self, device: str | torch.device) -> Posterior:
         """The same posterior with its tensors on ``device``."""
-        move = {name: {key: value.to(device) for key, value in part.items()} if isinstance(part, dict) else part
-                for name, part in (("samples", self.samples), ("params", self.params), ("stats", self.stats))}
-        weights = None if self.log_weights is None else self.log_weights.to(device)
-        return Posterior(self.method, move["samples"], weights, move["params"], move["stats"], self.cost)
+        parts = {name: _mapped(getattr(self, name), lambda value: value.to(device)) for name in
+                 ("samples", "log_weights", "params", "stats", "summary")}
+        return replace(self, **parts)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested dictionary (or tensor, or None) with every tensor changed."""
+    if isinstance(value, dict):
+        return {name: _mapped(part, change) for name, part in value.items()}
+    return None if value is None else change(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,8 +15,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
-__all__ = ["bar", "count_bar", "silent", "training_bar", "work_bar"]
+__all__ = ["bar", "count_bar", "sampling_bar", "silent", "training_bar", "work_bar"]
 
 
 def bar() -> Progress:
@@ -32,6 +34,23 @@ def training_bar(steps: int) -> Iterator[Callable[[int, int, dict], None]]:
 
         def report(step: int, steps: int, row: dict) -> None:
             display.update(task, completed=step, note=f"elbo {row['elbo']:.1f} nats")
+
+        yield report
+
+
+@contextmanager
+def sampling_bar() -> Iterator[Callable[[int, int, Tensor, float], None]]:
+    """A bar over the transitions of Markov chains; yields what to call with (transition, transitions, acceptance ``(N,)``, R-hat)."""
+    with bar() as display:
+        task = display.add_task("sampling", total=None, note="")
+        smooth = 0.0
+
+        def report(done: int, total: int, chance: Tensor, rhat: float) -> None:
+            nonlocal smooth
+            smooth = smooth + (chance.mean() - smooth) / min(done, 20)
+            if done % max(total // 200, 1) == 0 or done == total:
+                seen = "" if math.isnan(rhat) else f", R-hat {rhat:.3f} (90 % of images)"
+                display.update(task, completed=done, total=total, note=f"accepted {float(smooth):.2f}{seen}")
 
         yield report
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["DualAveraging", "Moments", "TrajectoryLength", "windows"]
+__all__ = ["DualAveraging", "Moments", "TrajectoryLength", "halton", "windows"]
 
 
 class DualAveraging:
@@ -116,3 +116,12 @@ def windows(warmup: int) -> list[int]:
         ends.append(at)
         width *= 2
     return ends
+
+
+def halton(i: int) -> float:
+    """The i-th number of the van der Corput sequence, in (0, 1)."""
+    number, weight = 0.0, 0.5
+    while i:
+        number += weight * (i & 1)
+        i, weight = i >> 1, weight / 2
+    return number

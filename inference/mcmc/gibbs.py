@@ -14,14 +14,16 @@ from torch import Tensor
 from torch.distributions import Independent, OneHotCategorical, constraints
 
 from inference.density import count, log_joint
+from inference.mcmc.chains import collect
 from zoo.latents.base import Family
 from zoo.latents.support import support_kind
 from zoo.models.one_layer import OneLayer
 
-__all__ = ["can_sweep", "gibbs", "sweeps"]
+__all__ = ["Sweeps", "can_sweep", "gibbs", "sweeps"]
 
 NEGLIGIBLE = 40.0  # nats below the most probable count at which one has no weight; all beyond have less
 MOST = 10_000  # counts of a unit
+REFRESH = 16  # sweeps after which the residual is computed anew, lest rounding adds up
 
 
 def can_sweep(model: Callable) -> bool:
@@ -51,26 +53,53 @@ def gibbs(model: OneLayer, x: Tensor, start: Tensor, draws: int, *, warmup: int 
     Raises:
         ValueError: for a model without such conditionals.
     """
-    if not can_sweep(model):
-        raise ValueError("Gibbs sampling needs a one-layer model of counts or one-hots with a linear decoder")
-    if draws < 1 or warmup < 0 or thin < 1:
-        raise ValueError(f"draws and thin must be at least 1 and warmup at least 0, not {draws}, {thin} and {warmup}")
-    sweep, residual = sweeps(model, x)
-    z = start.clone()
-    rest = residual(z)
-    kept, log_probs = z.new_empty(len(z), draws, *z.shape[1:]), x.new_empty(len(z), draws, len(x))
-    for i in range(warmup + draws * thin):
-        sweep(z, rest)
-        at, over = divmod(i - warmup, thin)
-        if i >= warmup and over == thin - 1:
-            kept[:, at] = z
-            log_probs[:, at] = log_joint(model, {"z": z}, x)
-            rest = residual(z)  # rounding does not add up
-        else:
-            count(log_probs[:, 0])
-        if report is not None:
-            report(i + 1, warmup + draws * thin)
-    return kept, log_probs
+    kernel = Sweeps(model, x, start)
+    run = collect(kernel.move, lambda: kernel.values() | {"log_prob": kernel.log_joint()}, draws, warmup=warmup, thin=thin,
+                  report=None if report is None else lambda done, total, *_: report(done, total))
+    return run.kept["z"], run.kept["log_prob"]
+
+
+class Sweeps:
+    """The latents ``z`` of C chains for N images; one of the :mod:`inference.mcmc.blocks` of a program.
+
+    Arguments:
+        model, x, start: As of :func:`gibbs`.
+    """
+
+    names = ("z",)
+
+    def __init__(self, model: OneLayer, x: Tensor, start: Tensor) -> None:
+        if not can_sweep(model):
+            raise ValueError("Gibbs sampling needs a one-layer model of counts or one-hots with a linear decoder")
+        self.model, self.x, self.z, self.made = model, x, start.clone(), 0
+        self.sweep, self.residual = sweeps(model, x)
+        self.rest = self.residual(self.z)
+
+    def values(self) -> dict[str, Tensor]:
+        """Where the chains are, ``{"z": (C, N, *event)}``; changed in place by :meth:`move`."""
+        return {"z": self.z}
+
+    def log_joint(self) -> Tensor:
+        """Log joint density there, ``(C, N)``."""
+        return log_joint(self.model, {"z": self.z}, self.x)
+
+    def condition(self, given: dict[str, Tensor]) -> None:
+        """There are no other latents."""
+        if given:
+            raise ValueError(f"Gibbs sweeps move the only latent z; there are others: {', '.join(given)}")
+
+    def move(self) -> Tensor:
+        """One sweep; returns ones ``(N,)``, as nothing is rejected."""
+        self.sweep(self.z, self.rest)
+        self.made += 1
+        if self.made % REFRESH == 0:
+            self.rest = self.residual(self.z)
+        count(self.rest[..., 0])
+        return self.x.new_ones(len(self.x))
+
+    def stats(self, moves: int) -> dict[str, Tensor]:
+        """Nothing: there are no settings."""
+        return {}
 
 
 def sweeps(model: OneLayer, x: Tensor) -> tuple[Callable[..., None], Callable[[Tensor], Tensor]]:

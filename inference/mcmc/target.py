@@ -30,13 +30,15 @@ class Target:
 
     Attributes:
         size: K, unconstrained numbers for each image.
+        given: The values of other latents; may be exchanged for others of the same shapes.
+        beta: Power of the likelihood in :meth:`value_and_grad`.
 
     Raises:
         ValueError: if a latent that is not given has a discrete support; names it.
     """
 
     def __init__(self, model: Callable, x: Tensor, given: dict[str, Tensor] | None = None) -> None:
-        self.model, self.x, self.given = model, x, dict(given or {})
+        self.model, self.x, self.given, self.beta = model, x, dict(given or {}), 1.0
         self.transforms, self.shapes = {}, {}
         for name, site in latent_sites(model, x).items():
             if name in self.given:
@@ -95,7 +97,8 @@ class Target:
         """Log density ``(…, N)`` and its gradient ``(…, N, K)``; both detached."""
         u = u.detach().requires_grad_(True)
         with torch.enable_grad():
-            value = self.log_prob(u)
+            prior, likelihood = self.log_terms(u)
+            value = prior + likelihood if self.beta == 1.0 else prior + self.beta * likelihood
             gradient, = torch.autograd.grad(value.sum(), u)
         return value.detach(), gradient
 
