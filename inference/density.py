@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 __all__ = ["Cost", "count", "counting", "drawn_latents", "latent_sites", "log_joint", "log_sites", "log_terms", "observation",
-           "sites"]
+           "sites", "uncounted"]
 
 
 @dataclass
@@ -47,11 +47,25 @@ def counting() -> Iterator[Cost]:
         _open.remove(cost)
 
 
-def count(values: Tensor) -> None:
-    """Adds per-image values to every open count."""
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Lets no evaluation inside the block count: whoever opens it counts them."""
+    held, _open[:] = list(_open), []
+    try:
+        yield
+    finally:
+        _open[:] = held
+
+
+def count(values: Tensor, gradient: bool | None = None) -> None:
+    """Adds per-image values to every open count.
+
+    Arguments:
+        gradient: Whether they were computed with a gradient; if None, as the values tell.
+    """
     for cost in _open:
         cost.evaluations += values.numel()
-        cost.gradients += values.numel() if values.requires_grad else 0
+        cost.gradients += values.numel() if (values.requires_grad if gradient is None else gradient) else 0
 
 
 def log_joint(model: Callable, latents: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -119,14 +119,14 @@ def test_chains_find_the_posterior_from_the_prior(name):
 
 
 def test_the_fixtures_have_their_known_numbers():
-    posterior = infer(poisson_fixture(), fixture_image(), "mcmc", sampler="lattice", draws=4000, warmup=200, chains=16)
+    posterior = infer(poisson_fixture(), fixture_image(), "mcmc", sampler="lattice", draws=1000, warmup=100, chains=32)
     z = posterior.samples["z"].double()
     assert errors(z, torch.tensor([0.650267, 0.248782], dtype=DOUBLE)).max() < 4
     mean = torch.tensor([0.650267, 0.248782], dtype=DOUBLE)
     assert errors(((z[..., :1] - mean[0]) * (z[..., 1:] - mean[1])), 0.056873).max() < 4
     model = mixture()
     x = torch.randn(4, *model.event_shape)
-    z = infer(model, x, "mcmc", sampler="lattice", draws=3000, warmup=200, chains=8).samples["z"]
+    z = infer(model, x, "mcmc", sampler="lattice", draws=800, warmup=100, chains=16).samples["z"]
     probs = model.posterior_moments(x)[0]
     common = probs > 0.01
     assert errors(z, probs.detach())[common].max() < 4.5
@@ -144,7 +144,7 @@ def levels(x=None, size=None):
 
 def test_mixed_programs_move_block_by_block():
     x = torch.tensor([[1.0, -2.0], [3.0, -3.5], [0.0, 0.5]])
-    posterior = infer(levels, x, "mcmc", draws=1500, warmup=300, chains=8)
+    posterior = infer(levels, x, "mcmc", draws=500, warmup=150, chains=16)
     # Level given count and scale is Gaussian; the rest is summed.
     counts, scales = torch.arange(25.0, dtype=DOUBLE)[:, None, None], torch.tensor([0.5, 1.5], dtype=DOUBLE)[:, None]
     prior = dist.Poisson(torch.tensor(2.0, dtype=DOUBLE)).log_prob(counts) + torch.tensor([0.0, 0.5], dtype=DOUBLE).log_softmax(0)[:, None]

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from inference.density import log_sites
+from inference.density import count, log_sites, uncounted
 from inference.mcmc.adaptation import DualAveraging
 from inference.mcmc.chains import check_moved
+from inference.mcmc.traced import traced
 from zoo.latents.support import support_kind
 
 __all__ = ["Landscape", "Lattice", "State", "transition"]
@@ -66,18 +67,23 @@ class Landscape:
         if self.one_hot and not hasattr(unit, "logits") or not self.one_hot and unit.event_shape:
             raise ValueError(f"the latent {name!r} has the law {law}; moves on a lattice need independent counts (to_event) or one-hots")
         self.moves = torch.arange(-reach, reach + 1, device=x.device)
+        self._evaluate = traced(self._value_and_gain)
 
     def __call__(self, z: Tensor) -> State:
         """Looks around at values ``(C, N, *event)``: one gradient of the density."""
+        value, gain = self._evaluate(z.detach(), z.new_tensor(self.beta), *self.given.values())
+        count(value, gradient=True)
+        return State(z.detach(), value, gain)
+
+    def _value_and_gain(self, z: Tensor, beta: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_(True)
-        with torch.enable_grad():
-            found = log_sites(self.model, self.given | {self.name: z}, self.x)
-            known = {self.name, *self.given}
-            likelihood = sum(site["log_prob"] for name, site in found.items() if name not in known)
-            rest = self.beta * likelihood + sum(found[name]["log_prob"] for name in self.given)
+        with torch.enable_grad(), uncounted():
+            found = log_sites(self.model, dict(zip(self.given, given, strict=True)) | {self.name: z}, self.x)
+            likelihood = sum(site["log_prob"] for name, site in found.items() if name != self.name and name not in self.given)
+            rest = beta * likelihood + sum(found[name]["log_prob"] for name in self.given)
             slope, = torch.autograd.grad(rest.sum(), z)
         value = (rest + found[self.name]["log_prob"]).detach()
-        return State(z.detach(), value, self._gain(z.detach(), slope, found[self.name]["fn"]))
+        return value, self._gain(z.detach(), slope, found[self.name]["fn"])
 
     @torch.no_grad()
     def _gain(self, z: Tensor, slope: Tensor, law: Distribution) -> Tensor:

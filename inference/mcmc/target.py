@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from inference.density import latent_sites, log_terms
+from inference.density import count, latent_sites, log_terms, uncounted
+from inference.mcmc.traced import traced
 from zoo.latents.support import support_kind
 
 __all__ = ["Target"]
@@ -27,6 +28,7 @@ class Target:
         model: A Pyro program ``model(x)``; its parameters are taken as they are.
         x: Images ``(N, *event_shape)``.
         given: Values of its other latents ``{site: (…, N, *event)}``, which are held fixed.
+        compiled: Whether :meth:`value_and_grad` is compiled (:func:`inference.mcmc.traced.traced`).
 
     Attributes:
         size: K, unconstrained numbers for each image.
@@ -37,9 +39,11 @@ class Target:
         ValueError: if a latent that is not given has a discrete support; names it.
     """
 
-    def __init__(self, model: Callable, x: Tensor, given: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, model: Callable, x: Tensor, given: dict[str, Tensor] | None = None, *,
+                 compiled: bool = False) -> None:
         self.model, self.x, self.given, self.beta = model, x, dict(given or {}), 1.0
         self.transforms, self.shapes = {}, {}
+        self._evaluate = traced(self._value_and_grad, compiled)
         for name, site in latent_sites(model, x).items():
             if name in self.given:
                 continue
@@ -95,10 +99,17 @@ class Target:
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Log density ``(…, N)`` and its gradient ``(…, N, K)``; both detached."""
+        beta = u.new_tensor(self.beta)
+        value, gradient = self._evaluate(u.detach(), beta, *self.given.values())
+        count(value, gradient=True)
+        return value, gradient
+
+    def _value_and_grad(self, u: Tensor, beta: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         u = u.detach().requires_grad_(True)
-        with torch.enable_grad():
-            prior, likelihood = self.log_terms(u)
-            value = prior + likelihood if self.beta == 1.0 else prior + self.beta * likelihood
+        with torch.enable_grad(), uncounted():
+            values, volume = self._carried(u)
+            prior, likelihood = log_terms(self.model, dict(zip(self.given, given, strict=True)) | values, self.x)
+            value = prior + volume + beta * likelihood
             gradient, = torch.autograd.grad(value.sum(), u)
         return value.detach(), gradient
 

@@ -43,7 +43,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 
 def mcmc(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, sampler: str = "auto", chains: int = 4, warmup: int = 200,
          thin: int = 1, start: str | None = None, steps: float | None = None, accept: float | None = None, step_size: float | None = None,
-         keep: int | None = None, progress: bool | Callable[[float], None] = False) -> Posterior:
+         compiled: bool = False, keep: int | None = None, progress: bool | Callable[[float], None] = False) -> Posterior:
     """Samples the posterior of every image.
 
     Arguments:
@@ -59,6 +59,7 @@ def mcmc(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, sam
         steps: Mean number of leapfrog steps of a trajectory; tuned if None.
         accept: Acceptance rate that step sizes are tuned to; .8 for trajectories, .574 for single Langevin steps, if None.
         step_size: Step size of the gradient-based samplers; neither it nor a metric is then tuned.
+        compiled: Whether the density of real-valued latents is compiled, which takes half a minute and pays in long runs of small latents.
         keep: Draws kept of each chain, with a summary of all (:attr:`Posterior.summary`); all and no summary if None.
         progress: Whether to show acceptance, R-hat so far and the time that is left; or what to call with the fraction that is done.
 
@@ -79,7 +80,7 @@ def mcmc(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, sam
     if sampler == "nuts":
         samples, stats = nuts(model, x, values, draws, warmup=warmup, thin=thin, accept=accept or 0.8)
         return Posterior("mcmc", samples, stats=stats | _convergence(samples))
-    block = _blocks(model, x, values, warmup, sampler, options)
+    block = _blocks(model, x, values, warmup, sampler, options, compiled)
     with sampling_bar() if progress is True else nullcontext(_fraction(progress)) as report:
         run = collect(block.move, lambda: block.values() | {"log_prob": block.log_joint()}, draws, warmup=warmup, thin=thin, keep=keep,
                       report=report)
@@ -90,7 +91,8 @@ def mcmc(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, sam
     return Posterior("mcmc", samples, stats={"log_joint": log_joint} | block.stats(run.made * thin) | convergence, summary=summary)
 
 
-def _blocks(model: Callable, x: Tensor, values: dict[str, Tensor], warmup: int, sampler: str, options: dict[str, Any]) -> Block:
+def _blocks(model: Callable, x: Tensor, values: dict[str, Tensor], warmup: int, sampler: str, options: dict[str, Any],
+            compiled: bool) -> Block:
     """What moves the latents; checks that the sampler and its options apply."""
     sites = latent_sites(model, x)
     kinds = {name: support_kind(site["fn"].support) for name, site in sites.items()}
@@ -106,7 +108,7 @@ def _blocks(model: Callable, x: Tensor, values: dict[str, Tensor], warmup: int, 
         return Sweeps(model, x, values.get("z", x))
     blocks: list[Block] = []
     if real:
-        target = Target(model, x, given={name: values[name] for name in discrete})
+        target = Target(model, x, given={name: values[name] for name in discrete}, compiled=compiled)
         blocks.append(RealBlock(target, values, warmup, **options))
     for name in discrete:
         others = {other: value for other, value in values.items() if other != name}
