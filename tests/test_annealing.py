@@ -1,9 +1,12 @@
 """Annealed importance sampling against evidence that is known exactly."""
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from test_mcmc_lattice import PROGRAMS, levels, states_of
 
+from inference import log_joint
 from inference.mcmc.annealing import ais, betas
 from zoo.oracles import linear_gaussian, poisson_fixture
 from zoo.oracles.enumerable import fixture_image
@@ -46,3 +49,30 @@ def test_what_it_cannot_do_is_refused():
     model, x = poisson_fixture(), fixture_image().float()
     with pytest.raises(ValueError, match="chains and temperatures must be at least 2, not 1 and 10"):
         ais(model, x, chains=1, temperatures=10)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_evidence_of_counts_and_one_hots_under_any_likelihood(name):
+    program, states = PROGRAMS[name], states_of(name)
+    torch.manual_seed(1)
+    trace = pyro.poutine.trace(program).get_trace(None, size=20)
+    x, truth = trace.nodes["x"]["value"], {"z": trace.nodes["z"]["value"]}
+    exact = log_joint(program, {"z": states.unsqueeze(1).expand(-1, 20, *states.shape[1:])}, x).logsumexp(0)
+    below, above = ais(program, x, chains=64, temperatures=40), ais(program, x, chains=64, temperatures=40, truth=truth)
+    for found, sign in ((below, -1.0), (above, 1.0)):
+        error = sign * (found.log_evidence - exact)
+        assert error.abs().max() < 1.2 and error.mean() > -3 * error.std() / 20**0.5
+        assert (error.abs() < 5 * found.se + 0.05).float().mean() >= 0.9
+
+
+def test_evidence_of_a_mixed_program():
+    x = torch.tensor([[1.0, -2.0], [3.0, -3.5], [0.0, 0.5]])
+    counts, scales = torch.arange(25.0)[:, None, None], torch.tensor([0.5, 1.5])[:, None]
+    prior = dist.Poisson(2.0).log_prob(counts) + torch.tensor([0.0, 0.5]).log_softmax(0)[:, None]
+    # With the level summed out, the two pixels' difference and sum are independent Gaussians.
+    plus, minus = (x[:, 0] + x[:, 1]) / 2**0.5, (x[:, 0] - x[:, 1]) / 2**0.5
+    law = dist.Normal(0.0, scales).log_prob(plus) + dist.Normal(counts * 2**0.5, (2.0 + scales.square()).sqrt()).log_prob(minus)
+    exact = (prior + law).flatten(0, 1).logsumexp(0)
+    found = ais(levels, x, chains=200, temperatures=40)
+    assert found.se.max() < 0.1
+    assert ((found.log_evidence - exact).abs() < 4.5 * found.se + 0.01).all(), (found.log_evidence - exact, found.se)

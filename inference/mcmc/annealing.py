@@ -15,15 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.density import count, drawn_latents
+from inference.density import count, drawn_latents, latent_sites, log_terms, uncounted
+from inference.mcmc import hmc, lattice
 from inference.mcmc.gibbs import can_sweep, sweeps
-from inference.mcmc.hmc import leapfrog
 from inference.mcmc.target import Target
+from inference.mcmc.traced import traced
+from zoo.latents.support import support_kind
 
 __all__ = ["Evidence", "ais", "betas"]
 
-WANTED = 0.65  # acceptance rate that step sizes are tuned to along the way
-STEPS = 4  # leapfrog steps between two temperatures
+STEPS = 4  # leapfrog steps, or moves on the lattice, between two temperatures
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ def ais(model: Callable, x: Tensor, *, chains: int = 16, temperatures: int = 500
         truth: dict[str, Tensor] | None = None, report: Callable[[int, int], None] | None = None) -> Evidence:
     """Log evidence of every image, all chains and images at once.
 
-    Real-valued latents move by Hamiltonian Monte Carlo, whose step sizes a first run finds for every temperature and image (the weights of
-    a run that tunes itself are biased); counts and one-hots under a linear decoder by Gibbs sweeps.
+    Real-valued latents move by Hamiltonian Monte Carlo, counts and one-hots on their lattice, with step sizes that a first run finds for
+    every temperature and image (the weights of a run that tunes itself are biased); under a linear decoder counts and one-hots move by
+    Gibbs sweeps.
 
     Arguments:
         model: A Pyro program.
@@ -75,7 +77,7 @@ def ais(model: Callable, x: Tensor, *, chains: int = 16, temperatures: int = 500
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
         start = _start(model, x, chains, truth)
-        run = _sweep_run if can_sweep(model) else _hamiltonian_run
+        run = _sweep_run if can_sweep(model) else _gradient_run
         log_weights = run(model, x, start, schedule, report or (lambda done, total: None))
     # Backwards, the weights' mean is 1 / p(x).
     return _summary(log_weights, 1.0 if truth is None else -1.0)
@@ -104,54 +106,83 @@ def _sweep_run(model: Callable, x: Tensor, start: dict[str, Tensor], schedule: l
     return log_weights
 
 
-def _hamiltonian_run(model: Callable, x: Tensor, start: dict[str, Tensor], schedule: list[float], report: Callable) -> Tensor:
-    target = Target(model, x)
-    u = target.unconstrain(start)
+class _Real:
+    """All real-valued latents, between two temperatures."""
+
+    wanted, rate = 0.65, 0.1
+
+    def __init__(self, model: Callable, x: Tensor, values: dict[str, Tensor], discrete: dict[str, dict]) -> None:
+        self.target = Target(model, x, {name: values[name] for name in discrete})
+        self.names = tuple(self.target.shapes)
+
+    def first_step(self, x: Tensor) -> Tensor:
+        return x.new_full((len(x),), 0.1)
+
+    def move(self, values: dict[str, Tensor], beta: float, step: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        self.target.given, self.target.beta = {name: values[name] for name in self.target.given}, beta
+        u = self.target.unconstrain(values)
+        state = hmc.State(u, *self.target.value_and_grad(u))
+        state, path = hmc.transition(self.target.value_and_grad, state, step, torch.ones_like(u[0]), STEPS)
+        return self.target.constrain(state.u), path.chance
+
+
+class _Discrete:
+    """One site of counts or one-hots, between two temperatures."""
+
+    wanted, rate = lattice.ACCEPT, 0.3
+
+    def __init__(self, model: Callable, x: Tensor, name: str, site: dict, values: dict[str, Tensor]) -> None:
+        given = {other: value for other, value in values.items() if other != name}
+        self.landscape, self.names = lattice.Landscape(model, x, name, site["fn"], given), (name,)
+
+    def first_step(self, x: Tensor) -> Tensor:
+        return x.new_ones(len(x))
+
+    def move(self, values: dict[str, Tensor], beta: float, step: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        name, = self.names
+        self.landscape.given, self.landscape.beta = {other: values[other] for other in self.landscape.given}, beta
+        state, chance = self.landscape(values[name]), 0.0
+        for _ in range(STEPS):
+            state, accepted, _ = lattice.transition(self.landscape, state, step)
+            chance = chance + accepted / STEPS
+        return {name: state.z}, chance
+
+
+def _gradient_run(model: Callable, x: Tensor, start: dict[str, Tensor], schedule: list[float], report: Callable) -> Tensor:
+    sites = latent_sites(model, x)
+    discrete = {name: site for name, site in sites.items() if support_kind(site["fn"].support) != "real"}
+    blocks: list[_Real | _Discrete] = [_Real(model, x, start, discrete)] if len(discrete) < len(sites) else []
+    blocks += [_Discrete(model, x, name, site, start) for name, site in discrete.items()]
     total = 2 * (len(schedule) - 1)
-    _, steps = _pass(target, u, schedule, None, lambda t: report(t, total))
-    log_weights, _ = _pass(target, u, schedule, steps, lambda t: report(t + total // 2, total))
+    _, steps = _pass(model, x, blocks, start, schedule, None, lambda t: report(t, total))
+    log_weights, _ = _pass(model, x, blocks, start, schedule, steps, lambda t: report(t + total // 2, total))
     return log_weights
 
 
-def _pass(target: Target, u: Tensor, schedule: list[float], steps: list[Tensor] | None, report: Callable) -> tuple[Tensor, list[Tensor]]:
+def _pass(model: Callable, x: Tensor, blocks: list, values: dict[str, Tensor], schedule: list[float], steps: list[list[Tensor]] | None,
+          report: Callable) -> tuple[Tensor, list[list[Tensor]]]:
     """One run through the temperatures; tunes the step sizes if none are given, and returns the log weights and those used."""
-    used: list[Tensor] = []
-    log_weights = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
-    step, scale = u.new_full(u.shape[1:2], 0.1), u.new_ones(u.shape[1:])
-    likelihood = target.log_terms(u)[1]
+    used: list[list[Tensor]] = []
+    current = [block.first_step(x) for block in blocks]
+    log_weights = torch.zeros(next(iter(values.values())).shape[:2], dtype=torch.float64, device=x.device)
+    likelihood_of = traced(lambda *given: (log_terms(model, dict(zip(values, given, strict=True)), x)[1],))
     for t in range(1, len(schedule)):
+        with uncounted():
+            likelihood, = likelihood_of(*values.values())
+        count(likelihood, gradient=False)
         log_weights += (schedule[t] - schedule[t - 1]) * likelihood.double()
         if t == len(schedule) - 1:
             break
-        step = step if steps is None else steps[t - 1]
-        used.append(step)
-        u, likelihood, accepted = _transition(target, u, schedule[t], step, scale)
-        if steps is None:
-            step = step * torch.exp(0.1 * (accepted.mean(0) - WANTED))
+        current = current if steps is None else steps[t - 1]
+        used.append(current)
+        learned = []
+        for block, step in zip(blocks, current, strict=True):
+            moved, chance = block.move(values, schedule[t], step)
+            values = values | moved
+            learned.append(step * torch.exp(block.rate * (chance.mean(0) - block.wanted)))
+        current = learned
         report(t)
     return log_weights, used
-
-
-def _transition(target: Target, u: Tensor, beta: float, step: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One accepted or rejected trajectory at a temperature; returns states, log-likelihoods and acceptance probabilities."""
-    held = {}
-
-    def density(v: Tensor) -> tuple[Tensor, Tensor]:
-        v = v.detach().requires_grad_(True)
-        with torch.enable_grad():
-            prior, likelihood = target.log_terms(v)
-            value = prior + beta * likelihood
-            gradient, = torch.autograd.grad(value.sum(), v)
-        held["likelihood"] = likelihood.detach()
-        return value.detach(), gradient
-
-    value, gradient = density(u)
-    before, momentum = held["likelihood"], torch.randn_like(u)
-    end, velocity, new_value, _ = leapfrog(density, u, momentum, gradient, step[:, None], scale, STEPS)
-    error = (new_value - value).double() - 0.5 * (velocity.double().square() - momentum.double().square()).sum(-1)
-    chance = torch.where(torch.isfinite(error), error, -torch.inf).clamp(max=0.0).exp().to(u.dtype)
-    take = torch.rand_like(chance) < chance
-    return torch.where(take[..., None], end, u), torch.where(take, held["likelihood"], before), chance
 
 
 def _summary(log_weights: Tensor, sign: float) -> Evidence:
