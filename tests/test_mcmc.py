@@ -114,7 +114,7 @@ def test_a_bad_step_leaves_the_law_as_it_is_unless_all_is_accepted(broken, monke
 
     a, noise = torch.randn(2, 6000, 2, dtype=DOUBLE)
     exact = torch.stack([a, a.square() - 1 + 0.5 * noise], -1)
-    monkeypatch.setattr(hmc_module, "_first_step", lambda *_: torch.tensor([0.35, 0.2], dtype=DOUBLE))
+    monkeypatch.setattr(hmc_module, "first_step", lambda *_: torch.tensor([0.35, 0.2], dtype=DOUBLE))
     if broken:
         always_accept(monkeypatch)
     run = hmc(banana, exact, 1, warmup=0, steps=3.0, thin=4)
@@ -155,7 +155,7 @@ def test_leapfrog_is_reversible_keeps_volume_and_is_of_second_order():
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_energies_of_many_coordinates_do_not_drown_in_rounding(dtype, monkeypatch):
-    monkeypatch.setattr(hmc_module, "_first_step", lambda *_: torch.full((2,), 0.1, dtype=dtype))
+    monkeypatch.setattr(hmc_module, "first_step", lambda *_: torch.full((2,), 0.1, dtype=dtype))
     pull = torch.zeros(100_000, dtype=dtype)
     pull[0] = 1.0
     run = hmc(lambda u: (u[..., 0], pull.expand_as(u)), torch.zeros(4, 2, 100_000, dtype=dtype), 2, warmup=0, steps=1.0)

@@ -15,16 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.density import count, drawn_latents, latent_sites, log_terms, uncounted
+from inference.density import count, drawn_latents, latent_sites, uncounted
 from inference.mcmc import hmc, lattice
+from inference.mcmc.adaptation import halton
 from inference.mcmc.gibbs import can_sweep, sweeps
-from inference.mcmc.target import Target
+from inference.mcmc.target import Target, annealed
 from inference.mcmc.traced import traced
 from zoo.latents.support import support_kind
 
 __all__ = ["Evidence", "ais", "betas"]
 
-STEPS = 4  # leapfrog steps, or moves on the lattice, between two temperatures
+PILOTS = 64  # draws of the initial law that tell its scale
+MOST_STEPS = 16  # leapfrog steps between two temperatures
+LATTICE_MOVES = 4  # moves of a discrete site between two temperatures
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,20 @@ class Evidence:
     log_weights: Tensor
 
 
-def betas(temperatures: int) -> Tensor:
-    """``temperatures + 1`` inverse temperatures from 0 to 1, dense at both ends: a logistic function, stretched to end there."""
-    t = torch.linspace(-4.0, 4.0, temperatures + 1, dtype=torch.float64).sigmoid()
+def betas(temperatures: int, from_guide: bool = False) -> Tensor:
+    """``temperatures + 1`` inverse temperatures from 0 to 1.
+
+    From the prior they rise with the third power of time, as the likelihood is felt most where it has just set in; from a guide by a
+    logistic function, stretched to end at 0 and 1, dense at both.
+    """
+    t = torch.linspace(0.0, 1.0, temperatures + 1, dtype=torch.float64)
+    if not from_guide:
+        return t**3
+    t = (8.0 * t - 4.0).sigmoid()
     return (t - t[0]) / (t[-1] - t[0])
 
 
-def ais(model: Callable, x: Tensor, *, chains: int = 16, temperatures: int = 500, seed: int = 0,
+def ais(model: Callable, x: Tensor, *, guide: Callable | None = None, chains: int = 16, temperatures: int = 500, seed: int = 0,
         truth: dict[str, Tensor] | None = None, report: Callable[[int, int], None] | None = None) -> Evidence:
     """Log evidence of every image, all chains and images at once.
 
@@ -59,6 +69,8 @@ def ais(model: Callable, x: Tensor, *, chains: int = 16, temperatures: int = 500
     Arguments:
         model: A Pyro program.
         x: Images ``(N, *event_shape)``.
+        guide: A guide of the model to anneal from, along q(z)^(1 − β) p(x, z)^β: the closer it is to the posterior, the fewer
+            temperatures are needed. From the prior if None.
         chains: Chains for each image, C.
         temperatures: Steps from prior to posterior.
         seed: Seed of the chains; the global generator is left as it was.
@@ -70,34 +82,38 @@ def ais(model: Callable, x: Tensor, *, chains: int = 16, temperatures: int = 500
     """
     if chains < 2 or temperatures < 2:
         raise ValueError(f"chains and temperatures must be at least 2, not {chains} and {temperatures}")
-    schedule = betas(temperatures).tolist()
+    schedule = betas(temperatures, from_guide=guide is not None).tolist()
     if truth is not None:
         schedule = schedule[::-1]
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
-        start = _start(model, x, chains, truth)
+        start = _start(guide or model, x, chains, truth)
         run = _sweep_run if can_sweep(model) else _gradient_run
-        log_weights = run(model, x, start, schedule, report or (lambda done, total: None))
+        log_weights = run(model, guide, x, start, schedule, report or (lambda done, total: None))
     # Backwards, the weights' mean is 1 / p(x).
     return _summary(log_weights, 1.0 if truth is None else -1.0)
 
 
-def _start(model: Callable, x: Tensor, chains: int, truth: dict[str, Tensor] | None) -> dict[str, Tensor]:
+def _start(initial: Callable, x: Tensor, chains: int, truth: dict[str, Tensor] | None) -> dict[str, Tensor]:
     if truth is not None:
         return {name: value.detach().expand(chains, *value.shape).clone() for name, value in truth.items()}
-    return drawn_latents(model, x, chains)
+    return drawn_latents(initial, x, chains)
 
 
-def _sweep_run(model: Callable, x: Tensor, start: dict[str, Tensor], schedule: list[float], report: Callable) -> Tensor:
-    sweep, residual = sweeps(model, x)
+def _sweep_run(model: Callable, guide: Callable | None, x: Tensor, start: dict[str, Tensor], schedule: list[float],
+               report: Callable) -> Tensor:
+    initial = None if guide is None else latent_sites(guide, x)["z"]["fn"]
+    sweep, residual = sweeps(model, x, initial)
     noise = model.scale.expand(model.event_shape)
     constant = -noise.log().sum() - 0.5 * noise.numel() * math.log(2.0 * math.pi)
-    z = start["z"]
+    prior, z = model.family.distribution(model.prior), start["z"]
     rest, log_weights = residual(z), torch.zeros(z.shape[:2], dtype=torch.float64, device=x.device)
     for t in range(1, len(schedule)):
-        likelihood = constant - 0.5 * rest.double().square().sum(-1)
-        log_weights += (schedule[t] - schedule[t - 1]) * likelihood
+        change = constant - 0.5 * rest.double().square().sum(-1)
+        if initial is not None:
+            change = change + prior.log_prob(z) - initial.log_prob(z)
+        log_weights += (schedule[t] - schedule[t - 1]) * change
         if t < len(schedule) - 1:
             sweep(z, rest, schedule[t])
             rest = residual(z)
@@ -109,20 +125,26 @@ def _sweep_run(model: Callable, x: Tensor, start: dict[str, Tensor], schedule: l
 class _Real:
     """All real-valued latents, between two temperatures."""
 
-    wanted, rate = 0.65, 0.1
+    wanted, rate = 0.65, 0.3
 
-    def __init__(self, model: Callable, x: Tensor, values: dict[str, Tensor], discrete: dict[str, dict]) -> None:
-        self.target = Target(model, x, {name: values[name] for name in discrete})
-        self.names = tuple(self.target.shapes)
+    def __init__(self, model: Callable, guide: Callable | None, x: Tensor, values: dict[str, Tensor], discrete: dict[str, dict]) -> None:
+        self.target = Target(model, x, {name: values[name] for name in discrete}, initial=guide)
+        self.scale = self.target.unconstrain(drawn_latents(guide or model, x, PILOTS)).std(0).clamp(min=1e-6)
+        self.moves = 0
 
-    def first_step(self, x: Tensor) -> Tensor:
-        return x.new_full((len(x),), 0.1)
+    def first_step(self, values: dict[str, Tensor], beta: float) -> Tensor:
+        return hmc.first_step(self.target.value_and_grad, self._state(values, beta), self.scale)
 
-    def move(self, values: dict[str, Tensor], beta: float, step: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _state(self, values: dict[str, Tensor], beta: float) -> hmc.State:
         self.target.given, self.target.beta = {name: values[name] for name in self.target.given}, beta
         u = self.target.unconstrain(values)
-        state = hmc.State(u, *self.target.value_and_grad(u))
-        state, path = hmc.transition(self.target.value_and_grad, state, step, torch.ones_like(u[0]), STEPS)
+        return hmc.State(u, *self.target.value_and_grad(u))
+
+    def move(self, values: dict[str, Tensor], beta: float, step: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        # About a quarter of the period of the initial law: its half would lead to the mirror image.
+        self.moves += 1
+        count = math.ceil((0.5 + halton(self.moves)) * 0.5 * math.pi / step.mean().item())
+        state, path = hmc.transition(self.target.value_and_grad, self._state(values, beta), step, self.scale, min(count, MOST_STEPS))
         return self.target.constrain(state.u), path.chance
 
 
@@ -131,46 +153,51 @@ class _Discrete:
 
     wanted, rate = lattice.ACCEPT, 0.3
 
-    def __init__(self, model: Callable, x: Tensor, name: str, site: dict, values: dict[str, Tensor]) -> None:
+    def __init__(self, model: Callable, guide: Callable | None, x: Tensor, name: str, site: dict, values: dict[str, Tensor]) -> None:
         given = {other: value for other, value in values.items() if other != name}
-        self.landscape, self.names = lattice.Landscape(model, x, name, site["fn"], given), (name,)
+        self.landscape, self.name = lattice.Landscape(model, x, name, site["fn"], given, initial=guide), name
 
-    def first_step(self, x: Tensor) -> Tensor:
-        return x.new_ones(len(x))
+    def first_step(self, values: dict[str, Tensor], beta: float) -> Tensor:
+        return self.landscape.x.new_ones(len(self.landscape.x))
 
     def move(self, values: dict[str, Tensor], beta: float, step: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        name, = self.names
         self.landscape.given, self.landscape.beta = {other: values[other] for other in self.landscape.given}, beta
-        state, chance = self.landscape(values[name]), 0.0
-        for _ in range(STEPS):
+        state, chance = self.landscape(values[self.name]), 0.0
+        for _ in range(LATTICE_MOVES):
             state, accepted, _ = lattice.transition(self.landscape, state, step)
-            chance = chance + accepted / STEPS
-        return {name: state.z}, chance
+            chance = chance + accepted / LATTICE_MOVES
+        return {self.name: state.z}, chance
 
 
-def _gradient_run(model: Callable, x: Tensor, start: dict[str, Tensor], schedule: list[float], report: Callable) -> Tensor:
+def _gradient_run(model: Callable, guide: Callable | None, x: Tensor, start: dict[str, Tensor], schedule: list[float],
+                  report: Callable) -> Tensor:
     sites = latent_sites(model, x)
     discrete = {name: site for name, site in sites.items() if support_kind(site["fn"].support) != "real"}
-    blocks: list[_Real | _Discrete] = [_Real(model, x, start, discrete)] if len(discrete) < len(sites) else []
-    blocks += [_Discrete(model, x, name, site, start) for name, site in discrete.items()]
-    total = 2 * (len(schedule) - 1)
-    _, steps = _pass(model, x, blocks, start, schedule, None, lambda t: report(t, total))
-    log_weights, _ = _pass(model, x, blocks, start, schedule, steps, lambda t: report(t + total // 2, total))
+    blocks: list[_Real | _Discrete] = [_Real(model, guide, x, start, discrete)] if len(discrete) < len(sites) else []
+    blocks += [_Discrete(model, guide, x, name, site, start) for name, site in discrete.items()]
+
+    def slope(*latents: Tensor) -> tuple[Tensor]:
+        """Of the log density along the way, in beta."""
+        given = dict(zip(start, latents, strict=True))
+        return (annealed(model, guide, given, x, 1.0) - annealed(model, guide, given, x, 0.0),)
+
+    change, total = traced(slope), 2 * (len(schedule) - 1)
+    _, steps = _pass(blocks, change, x, start, schedule, None, lambda t: report(t, total))
+    log_weights, _ = _pass(blocks, change, x, start, schedule, steps, lambda t: report(t + total // 2, total))
     return log_weights
 
 
-def _pass(model: Callable, x: Tensor, blocks: list, values: dict[str, Tensor], schedule: list[float], steps: list[list[Tensor]] | None,
+def _pass(blocks: list, change: Callable, x: Tensor, values: dict[str, Tensor], schedule: list[float], steps: list[list[Tensor]] | None,
           report: Callable) -> tuple[Tensor, list[list[Tensor]]]:
     """One run through the temperatures; tunes the step sizes if none are given, and returns the log weights and those used."""
     used: list[list[Tensor]] = []
-    current = [block.first_step(x) for block in blocks]
+    current = [] if steps else [block.first_step(values, schedule[1]) for block in blocks]
     log_weights = torch.zeros(next(iter(values.values())).shape[:2], dtype=torch.float64, device=x.device)
-    likelihood_of = traced(lambda *given: (log_terms(model, dict(zip(values, given, strict=True)), x)[1],))
     for t in range(1, len(schedule)):
         with uncounted():
-            likelihood, = likelihood_of(*values.values())
-        count(likelihood, gradient=False)
-        log_weights += (schedule[t] - schedule[t - 1]) * likelihood.double()
+            slope, = change(*values.values())
+        count(slope, gradient=False)
+        log_weights += (schedule[t] - schedule[t - 1]) * slope.double()
         if t == len(schedule) - 1:
             break
         current = current if steps is None else steps[t - 1]

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, OneHotCategorical, constraints
+from torch.distributions import Distribution, Independent, OneHotCategorical, constraints
 
 from inference.density import count, log_joint
 from inference.mcmc.chains import collect
+from inference.mcmc.target import blend
 from zoo.latents.base import Family
 from zoo.latents.support import support_kind
 from zoo.models.one_layer import OneLayer
@@ -102,28 +103,34 @@ class Sweeps:
         return {}
 
 
-def sweeps(model: OneLayer, x: Tensor) -> tuple[Callable[..., None], Callable[[Tensor], Tensor]]:
+def sweeps(model: OneLayer, x: Tensor, initial: Distribution | None = None) -> tuple[Callable[..., None], Callable[[Tensor], Tensor]]:
     """What Gibbs sampling does, in two functions.
 
+    Arguments:
+        initial: A law of ``z`` of the prior's kind, of batch shape ``(N,)``, from which ``beta`` leads to the posterior; the prior if None.
+
     Returns:
-        ``sweep(z, rest, beta=1.0)``, which redraws all units of ``z`` ``(C, N, *event)`` in place under the prior times the likelihood to
-        the power ``beta``, and keeps ``rest`` up to date; and ``residual(z)``, which is that: what z leaves unexplained of the images, in
-        standard deviations of the noise, ``(C, N, D)``.
+        ``sweep(z, rest, beta=1.0)``, which redraws all units of ``z`` ``(C, N, *event)`` in place under the initial law to the power
+        ``1 - beta`` times the joint density to the power ``beta``, and keeps ``rest`` up to date; and ``residual(z)``, which is that: what
+        z leaves unexplained of the images, in standard deviations of the noise, ``(C, N, D)``.
     """
     noise = model.scale.detach().expand(model.event_shape).flatten()
     weight = model.decoder.weight.detach() / noise[:, None]
     law = model.family.distribution(model.prior.detach())
     blank = model.decoder(torch.zeros_like(weight[0])).detach().flatten()
     target = (x.flatten(1) - blank) / noise
-    sweep = _count_sweep(law, weight) if support_kind(law.support) == "count" else _one_hot_sweep(law, weight, model.family.groups)
+    if support_kind(law.support) == "count":
+        sweep = _count_sweep(law, weight, initial or law)
+    else:
+        sweep = _one_hot_sweep(law, weight, model.family.groups, initial or law)
     return sweep, lambda z: target - model.family.code(z).flatten(2) @ weight.T
 
 
-def _count_sweep(law: Independent, weight: Tensor) -> Callable[[Tensor, Tensor], None]:
+def _count_sweep(law: Independent, weight: Tensor, initial: Independent) -> Callable[[Tensor, Tensor], None]:
     """Redraws all counts ``(C, N, K)`` in place, keeping the residual ``(C, N, D)`` up to date."""
     columns, curvature = weight.T.contiguous(), weight.square().sum(0)
     typical = (law.mean + 4.0 * law.variance.sqrt()).tolist()
-    table = _prior_table(law, weight)
+    table, initial_table = _table(law, weight), _table(initial, weight)
 
     def sweep(z: Tensor, rest: Tensor, beta: float = 1.0) -> None:
         for k, column in enumerate(columns):
@@ -131,9 +138,10 @@ def _count_sweep(law: Independent, weight: Tensor) -> Callable[[Tensor, Tensor],
             slope = rest @ column  # of the log-likelihood in z_k
             top = int(max(now.max().item(), typical[k])) + 8
             while True:
-                values, log_prior = table(k, top)
-                move = values - now[..., None]
-                logits = log_prior + beta * (slope[..., None] * move - 0.5 * curvature[k] * move.square())
+                move = torch.arange(top + 1, dtype=z.dtype, device=z.device) - now[..., None]
+                logits = table(k, top) + slope[..., None] * move - 0.5 * curvature[k] * move.square()
+                if beta < 1.0:
+                    logits = blend(initial_table(k, top), logits, beta)
                 if not (logits[..., -1] > logits.amax(-1) - NEGLIGIBLE).any():
                     break
                 if top > MOST:
@@ -146,34 +154,40 @@ def _count_sweep(law: Independent, weight: Tensor) -> Callable[[Tensor, Tensor],
     return sweep
 
 
-def _prior_table(law: Independent, like: Tensor) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-    """Counts 0 … top and their log prior for one unit, from a table that grows when it has to."""
-    held = {"log": like.new_zeros(0, like.shape[1])}
+def _table(law: Independent, like: Tensor) -> Callable[[int, int], Tensor]:
+    """Log probability of the counts 0 … top of one unit, ``(…, top + 1)`` for a law ``(…, K)``, from a table that grows when it has to."""
+    held = {"log": like.new_zeros(0)}
 
-    def look_up(k: int, top: int) -> tuple[Tensor, Tensor]:
+    def look_up(k: int, top: int) -> Tensor:
         if len(held["log"]) <= top:
             values = torch.arange(2 * top + 2, dtype=like.dtype, device=like.device)
-            held["log"] = law.base_dist.log_prob(values[:, None])
-        return torch.arange(top + 1, dtype=like.dtype, device=like.device), held["log"][: top + 1, k]
+            held["log"] = law.base_dist.log_prob(values.view(-1, *[1] * len(law.base_dist.batch_shape)))
+        return held["log"][: top + 1, ..., k].movedim(0, -1)
 
     return look_up
 
 
-def _one_hot_sweep(law: object, weight: Tensor, groups: int) -> Callable[[Tensor, Tensor], None]:
+def _one_hot_sweep(law: Distribution, weight: Tensor, groups: int, initial: Distribution) -> Callable[[Tensor, Tensor], None]:
     """Redraws all groups of one-hots in place, keeping the residual up to date."""
     columns = weight.T.unflatten(0, (groups, -1))  # (G, categories, D)
     length = columns.square().sum(-1)
-    logits = (law.base_dist if isinstance(law, Independent) else law).logits.reshape(groups, -1)
+    logits, first = (_logits(each).unflatten(-1, (groups, -1)) for each in (law, initial))
 
     def sweep(z: Tensor, rest: Tensor, beta: float = 1.0) -> None:
         flat = z.view(*z.shape[:2], groups, -1)
         for g in range(groups):
             rest += flat[:, :, g] @ columns[g]  # what is left without this group
-            index = _draw(logits[g] + beta * (rest @ columns[g].T - 0.5 * length[g]))
-            flat[:, :, g] = torch.nn.functional.one_hot(index, len(logits[g])).to(z.dtype)
+            here = logits[g] + rest @ columns[g].T - 0.5 * length[g]
+            index = _draw(here if beta == 1.0 else blend(first[..., g, :], here, beta))
+            flat[:, :, g] = torch.nn.functional.one_hot(index, here.shape[-1]).to(z.dtype)
             rest -= columns[g][index]
 
     return sweep
+
+
+def _logits(law: Distribution) -> Tensor:
+    """Logits of one or several groups of one-hots, side by side."""
+    return law.base_dist.logits.flatten(-2) if isinstance(law, Independent) else law.logits
 
 
 def _draw(logits: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from inference.mcmc.adaptation import DualAveraging, Moments, TrajectoryLength, halton, windows
 from inference.mcmc.chains import collect
 
-__all__ = ["Chains", "Hamiltonian", "State", "Trajectory", "hmc", "leapfrog", "transition"]
+__all__ = ["Chains", "Hamiltonian", "State", "Trajectory", "first_step", "hmc", "leapfrog", "transition"]
 
 FIRST_STEPS = 4.0  # mean number of steps from which tuning sets out: where trajectories are too long, ChEES has no slope to go by
 DIVERGENCE = 1000.0  # nats of energy error above which a trajectory counts as divergent, as in Stan
@@ -99,7 +99,7 @@ class Hamiltonian:
         _, images, size = u.shape
         self.scale, self.made = u.new_ones(images, size), 0
         if step_size is None:
-            first = _first_step(density, self.state, self.scale)
+            first = first_step(density, self.state, self.scale)
         else:
             first = torch.as_tensor(step_size, dtype=u.dtype, device=u.device).expand(images)
             if not (first > 0).all():
@@ -204,7 +204,7 @@ def leapfrog(density: Density, u: Tensor, momentum: Tensor, gradient: Tensor, st
     return u, momentum, value, gradient
 
 
-def _first_step(density: Density, state: State, scale: Tensor) -> Tensor:
+def first_step(density: Density, state: State, scale: Tensor) -> Tensor:
     """Doubles or halves each image's step until a single leapfrog step is accepted about half of the time (Hoffman & Gelman 2014)."""
     step = torch.full_like(scale[:, 0], 0.1)
     momentum = torch.randn_like(state.u)

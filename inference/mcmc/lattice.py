@@ -23,6 +23,7 @@ from torch.distributions import Distribution, Independent
 from inference.density import count, log_sites, uncounted
 from inference.mcmc.adaptation import DualAveraging
 from inference.mcmc.chains import check_moved
+from inference.mcmc.target import blend
 from inference.mcmc.traced import traced
 from zoo.latents.support import support_kind
 
@@ -50,18 +51,20 @@ class Landscape:
         law: Its law, of which the kind is read off.
         given: Values of all other latents, ``{site: (C, N, *event)}``.
         reach: Greatest change of a count in one move.
+        initial: A program over the same latents, such as a guide, that ``beta`` = 0 stands for; the model's prior if None.
 
     Attributes:
-        beta: Power of the likelihood.
+        beta: Power of the joint density; that of the initial law is ``1 - beta``.
 
     Raises:
         ValueError: for a law that is not made of independent units with a count or a one-hot each.
     """
 
-    def __init__(self, model: Callable, x: Tensor, name: str, law: Distribution, given: dict[str, Tensor], reach: int = 2) -> None:
+    def __init__(self, model: Callable, x: Tensor, name: str, law: Distribution, given: dict[str, Tensor], reach: int = 2,
+                 initial: Callable | None = None) -> None:
         if reach < 1:
             raise ValueError(f"reach must be at least 1, not {reach}")
-        self.model, self.x, self.name, self.given, self.beta = model, x, name, dict(given), 1.0
+        self.model, self.initial, self.x, self.name, self.given, self.beta = model, initial, x, name, dict(given), 1.0
         self.one_hot = support_kind(law.support) == "one_hot"
         unit = _units(law)
         if self.one_hot and not hasattr(unit, "logits") or not self.one_hot and unit.event_shape:
@@ -78,24 +81,36 @@ class Landscape:
     def _value_and_gain(self, z: Tensor, beta: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_(True)
         with torch.enable_grad(), uncounted():
-            found = log_sites(self.model, dict(zip(self.given, given, strict=True)) | {self.name: z}, self.x)
-            likelihood = sum(site["log_prob"] for name, site in found.items() if name != self.name and name not in self.given)
-            rest = beta * likelihood + sum(found[name]["log_prob"] for name in self.given)
-            slope, = torch.autograd.grad(rest.sum(), z)
-        value = (rest + found[self.name]["log_prob"]).detach()
-        return value, self._gain(z.detach(), slope, found[self.name]["fn"])
+            latents = dict(zip(self.given, given, strict=True)) | {self.name: z}
+            found = log_sites(self.model, latents, self.x)
+            last = found[self.name]
+            if self.initial is None:
+                value = sum(site["log_prob"] if name in latents else beta * site["log_prob"] for name, site in found.items())
+                own, gain = last["log_prob"], self._gain(z.detach(), last["fn"])
+            else:
+                joint, started = sum(site["log_prob"] for site in found.values()), log_sites(self.initial, latents, self.x)
+                first = started[self.name]
+                value = blend(sum(site["log_prob"] for site in started.values()), joint, beta)
+                own = blend(first["log_prob"], last["log_prob"], beta)
+                gain = blend(self._gain(z.detach(), first["fn"]), self._gain(z.detach(), last["fn"]), beta)
+            # What the site's own law says is known on the whole lattice; of the rest only its slope.
+            slope, = torch.autograd.grad((value - own).sum(), z)
+        return value.detach(), self._with_slope(z.detach(), gain, slope)
 
     @torch.no_grad()
-    def _gain(self, z: Tensor, slope: Tensor, law: Distribution) -> Tensor:
+    def _gain(self, z: Tensor, law: Distribution) -> Tensor:
+        """What the site's own law has to say of each choice, ``(C, N, *units, choices)``."""
         unit = _units(law)
         if self.one_hot:
-            worth = slope + unit.logits
-            return worth - torch.where(z > 0, worth, 0.0).sum(-1, keepdim=True)
+            return unit.logits - torch.where(z > 0, unit.logits, 0.0).sum(-1, keepdim=True)
         choices = z + self.moves.to(z.dtype).view(-1, *[1] * z.dim())
         allowed = unit.support.check(choices)
-        own = unit.log_prob(torch.where(allowed, choices, z)) - unit.log_prob(z)
-        gain = torch.where(allowed, own + slope * (choices - z), -torch.inf)
-        return gain.movedim(0, -1)
+        return torch.where(allowed, unit.log_prob(torch.where(allowed, choices, z)) - unit.log_prob(z), -torch.inf).movedim(0, -1)
+
+    def _with_slope(self, z: Tensor, gain: Tensor, slope: Tensor) -> Tensor:
+        if self.one_hot:
+            return gain + slope - (slope * z).sum(-1, keepdim=True)
+        return gain + slope.unsqueeze(-1) * self.moves.to(z.dtype)
 
     def log_proposal(self, state: State, alpha: Tensor) -> Tensor:
         """Log probability of each choice of each unit, ``(C, N, *units, choices)``, for step sizes ``(N,)``."""

@@ -18,7 +18,7 @@ from inference.density import count, latent_sites, log_terms, uncounted
 from inference.mcmc.traced import traced
 from zoo.latents.support import support_kind
 
-__all__ = ["Target"]
+__all__ = ["Target", "annealed", "blend"]
 
 
 class Target:
@@ -28,21 +28,22 @@ class Target:
         model: A Pyro program ``model(x)``; its parameters are taken as they are.
         x: Images ``(N, *event_shape)``.
         given: Values of its other latents ``{site: (…, N, *event)}``, which are held fixed.
+        initial: A program over the same latents, such as a guide, that ``beta`` = 0 stands for; the model's prior if None.
         compiled: Whether :meth:`value_and_grad` is compiled (:func:`inference.mcmc.traced.traced`).
 
     Attributes:
         size: K, unconstrained numbers for each image.
         given: The values of other latents; may be exchanged for others of the same shapes.
-        beta: Power of the likelihood in :meth:`value_and_grad`.
+        beta: In :meth:`value_and_grad`, the power of the joint density; that of the initial law is ``1 - beta``.
 
     Raises:
         ValueError: if a latent that is not given has a discrete support; names it.
     """
 
     def __init__(self, model: Callable, x: Tensor, given: dict[str, Tensor] | None = None, *,
-                 compiled: bool = False) -> None:
+                 initial: Callable | None = None, compiled: bool = False) -> None:
         self.model, self.x, self.given, self.beta = model, x, dict(given or {}), 1.0
-        self.transforms, self.shapes = {}, {}
+        self.initial, self.transforms, self.shapes = initial, {}, {}
         self._evaluate = traced(self._value_and_grad, compiled)
         for name, site in latent_sites(model, x).items():
             if name in self.given:
@@ -108,8 +109,7 @@ class Target:
         u = u.detach().requires_grad_(True)
         with torch.enable_grad(), uncounted():
             values, volume = self._carried(u)
-            prior, likelihood = log_terms(self.model, dict(zip(self.given, given, strict=True)) | values, self.x)
-            value = prior + volume + beta * likelihood
+            value = volume + annealed(self.model, self.initial, dict(zip(self.given, given, strict=True)) | values, self.x, beta)
             gradient, = torch.autograd.grad(value.sum(), u)
         return value.detach(), gradient
 
@@ -125,6 +125,20 @@ class Target:
         pieces = u.split([prod(shape) for shape in self.shapes.values()], -1)
         return {name: piece.unflatten(-1, shape) if shape else piece.squeeze(-1)
                 for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+
+
+def annealed(model: Callable, initial: Callable | None, latents: dict[str, Tensor], x: Tensor, beta: Tensor | float) -> Tensor:
+    """``(1 - beta)`` log q(z) + ``beta`` log p(x, z), ``(…, N)``, with q the program ``initial``, or the model's prior if None."""
+    prior, likelihood = log_terms(model, latents, x)
+    if initial is None:
+        return prior + beta * likelihood
+    return blend(sum(log_terms(initial, latents, x)), prior + likelihood, beta)
+
+
+def blend(first: Tensor, last: Tensor, beta: Tensor | float) -> Tensor:
+    """``(1 - beta)`` first + ``beta`` last, −∞ where either is."""
+    none = first.isneginf() | last.isneginf()
+    return torch.where(none, -torch.inf, (1.0 - beta) * first + beta * last)
 
 
 def _check_place(name: str, site: dict, images: int) -> None:
