@@ -5,9 +5,9 @@
 A frame counts once it is accepted: proposing causes, rejecting those in which too little of a disc can be seen, and rendering the rest are
 all timed. First both must give the same frames for the same causes, accept the same of them, and accept at the same rate from their own
 random numbers. Then they run in turn in one process: ours into memory that is used again, ours into fresh memory (of which the operating
-system clears every page first), and two ways frame by frame, on one CPU core whatever the device: ``per_frame`` is written with care for
-speed; ``textbook`` is the tests' oracle, the equations as they stand (Rodrigues' formula, cross products over (N, N, 3), points in space),
-its rays computed once, too.
+system clears every page first), ours with compiled kernels into memory that is used again (on a CPU with a C++ compiler; compiled before),
+and two ways frame by frame, on one CPU core whatever the device: ``per_frame`` is written with care for speed; ``textbook`` is the tests'
+oracle, the equations as they stand (Rodrigues' formula, cross products over (N, N, 3), points in space), its rays computed once, too.
 
 Then the parts are timed alone, on as many frames as are proposed at once, and set against the device's copy bandwidth: the bytes of the
 frames per second when they are made, and when as many bytes are copied from one tensor to another (and as much is read).
@@ -37,6 +37,7 @@ import rofl_oracle  # noqa: E402
 rofl_oracle.rays = lru_cache(rofl_oracle.rays)
 
 SAME = 1e-10  # rad/s, in double precision
+RIM = 1e-4  # rad/s: beyond rounding in single precision
 TARGETS = {"cpu": "", "cuda": "; target: at least 20 million frames per second"}
 
 
@@ -79,11 +80,30 @@ def textbook_frames(world: World, rng: np.random.Generator, count: int) -> None:
         made += (frame.size_eff * world.resolution**2 > world.min_size).sum() >= world.min_objects
 
 
-def in_turn(world: World, device: torch.device, options: argparse.Namespace) -> tuple[dict[str, dict], int, int]:
-    """Frames per second of the four, and how many frames were proposed and kept frame by frame."""
+def compilation(world: World, options: argparse.Namespace) -> dict[str, float] | None:
+    """Seconds until as many frames as in a turn are there for the first time, with and then without compilation, and how far frames of the
+    same causes are from ours without; nothing without a C++ compiler."""
+    def run() -> torch.Tensor:
+        return render(generate(world, options.frames, seed=options.seed, compiled=True), world, compiled=True)
+
+    try:
+        first, second = seconds(run, torch.device("cpu")), seconds(run, torch.device("cpu"))
+    except OSError as error:
+        print(f"no row for compiled kernels: {error}")
+        return None
+    causes = generate(world, min(options.frames, BLOCKS["cpu"]), seed=options.seed)
+    difference = (render(causes, world) - render(causes, world, compiled=True)).abs().amax((1, 2, 3))
+    rim = difference > RIM
+    return {"first_run_s": first, "second_run_s": second, "frames": len(rim), "frames_with_another_pixel_at_a_rim": int(rim.sum()),
+            "greatest_difference_of_the_others_rad_per_s": difference[~rim].max().item()}
+
+
+def in_turn(world: World, device: torch.device, options: argparse.Namespace, compiled: bool) -> tuple[dict[str, dict], int, int]:
+    """Frames per second of each, and how many frames were proposed and kept frame by frame."""
     out = torch.empty(options.frames, 2, world.resolution, world.resolution, device=device)
     few, rays, proposed = np.empty((options.per_frame, *out.shape[1:]), np.float32), pixel_rays(world), 0
-    rows: dict[str, list[float]] = {"reused_memory": [], "fresh_memory": [], "per_frame": [], "textbook": []}
+    ours = ["reused_memory", "fresh_memory", *(["compiled"] if compiled else [])]
+    rows: dict[str, list[float]] = {name: [] for name in (*ours, "per_frame", "textbook")}
     few_textbook = max(options.per_frame // 5, 1)
     for repeat in range(-1, options.repeats):  # the first is a rehearsal
         seed, rng = options.seed + repeat + 1, np.random.default_rng(options.seed + repeat + 1)
@@ -91,9 +111,10 @@ def in_turn(world: World, device: torch.device, options: argparse.Namespace) -> 
         turns = {
             "reused_memory": lambda s=seed: render(generate(world, options.frames, seed=s, device=device), world, out),
             "fresh_memory": lambda s=seed: render(generate(world, options.frames, seed=s, device=device), world),
+            "compiled": lambda s=seed: render(generate(world, options.frames, seed=s, compiled=True), world, out, compiled=True),
             "per_frame": lambda r=rng, p=proposals: p.append(accepted_frames(world, r, rays, few)),
             "textbook": lambda r=rng: textbook_frames(world, r, few_textbook)}
-        for name, run in turns.items():
+        for name, run in ((name, turns[name]) for name in rows):
             frames = {"per_frame": options.per_frame, "textbook": few_textbook}.get(name, options.frames)
             rate = frames / seconds(run, device)
             if repeat >= 0:
@@ -102,7 +123,7 @@ def in_turn(world: World, device: torch.device, options: argparse.Namespace) -> 
         print(f"repeat {repeat}:", *(f"{name} {values[-1]:,.0f}/s" for name, values in rows.items() if values), flush=True)
     results = {name: {"frames_per_s": statistics.median(values), "frames_per_s_least_most": [min(values), max(values)]}
                for name, values in rows.items()}
-    for name in ("reused_memory", "fresh_memory"):
+    for name in ours:
         for other in ("per_frame", "textbook"):
             ratios = [a / b for a, b in zip(rows[name], rows[other], strict=True)]
             results[name] |= {f"times_{other}": results[name]["frames_per_s"] / results[other]["frames_per_s"],
@@ -143,16 +164,19 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     world, device = options.world, torch.device(options.device)
     results: dict[str, object] = {"same_causes": same_frames(world, options.seed)}
-    rates, proposed, kept = in_turn(world, device, options)
+    results["compilation"] = compilation(world, options) if device.type == "cpu" else None
+    compiled = results["compilation"] is not None
+    rates, proposed, kept = in_turn(world, device, options, compiled)
     results["acceptance_rate"] = same_rate(world, proposed, kept, options.seed, device)
-    shares = parts(world, device, frames=options.frames, repeats=3 * options.repeats, seed=options.seed)
+    shares = parts(world, device, frames=options.frames, repeats=3 * options.repeats, seed=options.seed, compiled=compiled)
     results |= rates | {"bound": bounds(world, rates, shares, results["acceptance_rate"]["ours"]), "parts": shares,
                         "settings": {"category": options.category, "resolution": options.resolution, "frames": options.frames,
                                      "per_frame_frames": options.per_frame, "repeats": options.repeats, "threads": options.threads}}
     where = f"cpu_{options.threads}" if device.type == "cpu" else "cuda"
     record(f"rofl_{options.category}_{options.resolution}_{where}", results, seed=options.seed,
            notes="accepted frames, float32; per_frame and textbook: NumPy, one frame at a time, on one CPU core; times_…: ratio of the "
-                 f"medians, and least and most over the turns; copy bandwidth: bytes written{TARGETS[device.type]}")
+                 f"medians, and least and most over the turns; compiled: into memory used again, "
+                 f"compilation before the first turn; copy bandwidth: bytes written{TARGETS[device.type]}")
 
 
 if __name__ == "__main__":

@@ -51,11 +51,12 @@ def pixel_work(causes: dict[str, Tensor], world: World, out: Tensor) -> dict[str
     return work
 
 
-def parts(world: World, device: torch.device, *, frames: int, repeats: int, seed: int) -> dict[str, object]:
+def parts(world: World, device: torch.device, *, frames: int, repeats: int, seed: int, compiled: bool) -> dict[str, object]:
     """Nanoseconds a frame of each part, medians of ``repeats`` turns; gigabytes of frames copied and filled per second.
 
     Arguments:
         frames: Work on as many as are proposed at once, but not on more than these.
+        compiled: Whether to time rejection and rendering with compiled kernels, too.
     """
     n = min(BLOCKS[device.type], frames)
     generator = torch.Generator(device).manual_seed(seed)
@@ -66,8 +67,11 @@ def parts(world: World, device: torch.device, *, frames: int, repeats: int, seed
     if world.objects:
         runs["rejection"] = lambda: covered_pixels(causes, world)
         kept = visible(causes, world) > world.min_size
-        runs["selection"] = lambda: {name: value[kept] for name, value in causes.items()}
+        runs["selection"] = lambda: {name: value.index_select(0, kept.nonzero().squeeze(-1)) for name, value in causes.items()}
     runs["rendering"] = lambda: render(causes, world, out)
+    if compiled:
+        runs |= {"compiled_rejection": lambda: covered_pixels(causes, world, compiled=True)} if world.objects else {}
+        runs["compiled_rendering"] = lambda: render(causes, world, out, compiled=True)
     work = pixel_work(causes, world, out)
     runs |= work
     runs |= {"copy": lambda: out.copy_(source), "fill": lambda: out.fill_(1.0), "fill_of_fresh_memory": lambda: torch.full_like(out, 1.0)}

@@ -35,14 +35,18 @@ def accepted(causes: Mapping[str, Tensor], world: World) -> Tensor:
 
 @torch.no_grad()
 def generate(world: World, n: int, *, seed: int = 0, dtype: torch.dtype = torch.float32,
-             device: str | torch.device = "cpu") -> dict[str, Tensor]:
+             device: str | torch.device = "cpu", compiled: bool = False) -> dict[str, Tensor]:
     """Causes of ``n`` accepted frames, ``{name: (n, …)}``: batches are drawn until there are enough.
 
     Arguments:
-        seed: Same seed, same device, same frames.
+        seed: Same seed, same device, same ``compiled``: same frames.
+        compiled: Whether pixels are counted by compiled kernels, as in :func:`~zoo.data.rofl.render`. A frame of which a pixel is within
+            rounding of a rim may then be accepted or not where it otherwise would not or would, and all that follow are shifted.
 
     Raises:
-        ValueError: if n is not at least 1; also if hardly any frame is accepted; says which rate was seen.
+        ValueError: if n is not at least 1; if hardly any frame is accepted, and says which rate was seen; if ``compiled`` and the device
+            is not a CPU.
+        OSError: if ``compiled`` and there is no C++ compiler.
     """
     if n < 1:
         raise ValueError(f"the number of frames must be at least 1, not {n}")
@@ -56,8 +60,9 @@ def generate(world: World, n: int, *, seed: int = 0, dtype: torch.dtype = torch.
         size = min(block, int(1.2 * n) + 64 if not found else int(1.05 * (n - found) * proposed / found) + 64)
         causes = sample(world, size, generator=generator, dtype=dtype, device=device)
         if world.min_objects:
-            keep = _least_needed(covered_pixels(causes, world)[1], world) > world.min_size
-            causes = {name: value[keep] for name, value in causes.items()}
+            keep = _least_needed(covered_pixels(causes, world, compiled=compiled)[1], world) > world.min_size
+            kept = keep.nonzero().squeeze(-1)
+            causes = {name: value.index_select(0, kept) for name, value in causes.items()}
         parts.append(causes)
         found += len(causes["fixation"])
         proposed += size

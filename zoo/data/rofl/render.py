@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from zoo.data.rofl.compiled import count, kernel, paint, pieces
 from zoo.data.rofl.discs import Discs, at_fovea, discs_of, inside, visible
 from zoo.data.rofl.retina import Gaze, gaze_at, tables
 from zoo.data.rofl.world import World
@@ -71,19 +73,32 @@ def flow(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> Tenso
 
 
 @torch.no_grad()
-def render(causes: Mapping[str, Tensor], world: World, out: Tensor | None = None) -> Tensor:
+def render(causes: Mapping[str, Tensor], world: World, out: Tensor | None = None, compiled: bool = False) -> Tensor:
     """:func:`flow` with hard edges of many frames ``(n, …)``, without gradients, chunk by chunk on a CPU.
 
     Arguments:
         out: Where to write ``(n, 2, N, N)``, contiguous; new memory if None, which takes as long to get as the frames to compute.
+        compiled: Whether to use kernels for a CPU that ``torch.compile`` makes when first asked for a world, in some seconds. They are for
+            thousands of frames, fewer are rendered without. Frames differ by float32 rounding, and in a pixel within rounding of a rim.
+
+    Raises:
+        ValueError: as :func:`flow`; for an ``out`` of another kind; if ``compiled`` on another device.
+        OSError: if ``compiled`` and there is no C++ compiler.
     """
     causes, (n,) = _checked(causes, world, 0.0)
-    scene = _scene(causes, world, 0.0)
-    shape = (n, 2, world.resolution, world.resolution)
-    out = scene.wall.new_empty(shape) if out is None else out
-    if out.shape != shape or out.dtype != scene.wall.dtype or not out.is_contiguous():
-        raise ValueError(f"out must be contiguous, {scene.wall.dtype} and of shape {shape}, not {out.dtype} {tuple(out.shape)}")
+    shape, dtype = (n, 2, world.resolution, world.resolution), reduce(torch.promote_types, (value.dtype for value in causes.values()))
+    out = causes["fixation"].new_empty(shape, dtype=dtype) if out is None else out
+    if out.shape != shape or out.dtype != dtype or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, {dtype} and of shape {shape}, not {out.dtype} {tuple(out.shape)}")
     field = out.view(n, 2, -1)
+    if compiled and (parts := pieces(n, world, out.device)):
+        table = tables(world.resolution, world.fov, dtype, out.device)
+        for part in parts:
+            scene = _scene(_part(causes, part), world, 0.0)
+            form = None if scene.discs is None else scene.discs.form
+            kernel(paint, world)(scene.wall, scene.moving, form, table, field[part, 0], field[part, 1])
+        return out
+    scene = _scene(causes, world, 0.0)
     for part in _chunks(n, world, out.device):
         _paint(_slice(scene, part), world, 0.0, field[part])
     return out
@@ -103,22 +118,28 @@ def masks(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> tupl
     ordered = _far_to_near(causes)
     whole = inside(_discs(ordered, world), world, edge)
     parts, field = (whole, torch.stack(visible(whole), -2)), (world.resolution, world.resolution)
-    back = ordered["order"].argsort(dim=-1).unsqueeze(-1)
+    back = ordered["places"].unsqueeze(-1)
     return tuple(part.take_along_dim(back, -2).unflatten(-1, field) for part in parts)
 
 
 @torch.no_grad()
-def covered_pixels(causes: Mapping[str, Tensor], world: World) -> tuple[Tensor, Tensor]:
+def covered_pixels(causes: Mapping[str, Tensor], world: World, *, compiled: bool = False) -> tuple[Tensor, Tensor]:
     """Pixels that each disc covers, ``(n, objects)``, by itself and where nothing is in front of it: :func:`masks`, summed, without
-    gradients, of many frames ``(n, …)``, chunk by chunk on a CPU."""
+    gradients, of many frames ``(n, …)``, chunk by chunk on a CPU; ``compiled`` as :func:`render`."""
     causes, (n,) = _checked(causes, world, 0.0, PLACES)
     ordered = _far_to_near(causes)
+    back = ordered["places"]
+    if compiled and (parts := pieces(n, world, back.device)):
+        counts = back.new_empty(2, n, world.objects, dtype=ordered["object_position"].dtype)
+        for part in parts:
+            form = _discs(_part(ordered, part), world).form
+            counts[:, part] = kernel(count, world)(form, tables(world.resolution, world.fov, form.dtype, form.device))
+        return tuple(pixels.take_along_dim(back, -1) for pixels in counts)
     discs, counts = _discs(ordered, world), []
     for part in _chunks(n, world, discs.form.device):
         whole = inside(Discs(discs.form[part], discs.ray[part]), world, 0.0)
         counts.append((whole.sum(-1), whole.sum(-1) if world.objects == 1 else torch.stack([seen.sum(-1) for seen in visible(whole)], -1)))
-    back = ordered["order"].argsort(dim=-1)
-    return tuple(torch.cat(count).take_along_dim(back, -1) for count in zip(*counts, strict=True))
+    return tuple(torch.cat(pixels).take_along_dim(back, -1) for pixels in zip(*counts, strict=True))
 
 
 def sizes(causes: Mapping[str, Tensor], world: World, edge: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -161,7 +182,7 @@ def _scene(causes: dict[str, Tensor], world: World, edge: float) -> Scene:
     discs = discs_of(causes["object_position"], seen_by, world)
     moving = _relative_velocities(causes, seen_by, wall, world)
     if world.kind == "pursuit":
-        *tracked, distance = (part.gather(-1, causes["first"]).squeeze(-1) for part in (*moving, depth))
+        *tracked, distance = (part.gather(-1, causes["places"][..., :1]).squeeze(-1) for part in (*moving, depth))
         turn = _turn(tracked, gaze.c / distance)
     elif world.kind == "terrain":
         nearness = torch.ones_like(gaze.c)  # of what is seen straight ahead
@@ -195,6 +216,10 @@ def _chunks(n: int, world: World, device: torch.device) -> Iterator[slice]:
     return (slice(i, i + size) for i in range(0, n, size))
 
 
+def _part(causes: dict[str, Tensor], part: slice) -> dict[str, Tensor]:
+    return {name: value[part] for name, value in causes.items()}
+
+
 def _discs(causes: dict[str, Tensor], world: World) -> Discs:
     return discs_of(causes["object_position"], gaze_at(causes["fixation"]).unsqueeze(), world)
 
@@ -206,13 +231,13 @@ def _slice(scene: Scene, part: slice) -> Scene:
 
 
 def _far_to_near(causes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The causes with discs in the order in which they are painted; ``order`` says which they were, ``first`` where object 0 went."""
+    """The causes with discs in the order in which they are painted; ``places`` says where each object went."""
     depth = causes["object_position"][..., 2].detach()
-    order = torch.argsort(depth, dim=-1, descending=True, stable=True)
     if depth.shape[-1] == 1:
-        return causes | {"order": order, "first": order}
+        return causes | {"places": torch.zeros_like(depth, dtype=torch.long)}
+    order = torch.argsort(depth, dim=-1, descending=True, stable=True)
     moved = {name: value.take_along_dim(order.unsqueeze(-1), -2) for name, value in causes.items() if name.startswith("object_")}
-    return causes | moved | {"order": order, "first": order.argsort(dim=-1)[..., :1]}
+    return causes | moved | {"places": order.argsort(dim=-1)}
 
 
 def _relative_velocities(causes: dict[str, Tensor], gaze: Gaze, wall: Vector, world: World) -> Vector:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.data.base import Data
 from zoo.data.rofl.acceptance import generate
+from zoo.data.rofl.compiled import check_device
 from zoo.data.rofl.factors import factors
 from zoo.data.rofl.render import render
 from zoo.data.rofl.world import World
@@ -20,12 +21,15 @@ BLOCK_PIXELS = 32768 * 289  # frames are made in blocks of this many pixels, as 
 
 
 class Stream:
-    """An endless sequence of accepted frames; frame i is the same whenever it is asked for, with the same seed on the same kind of device.
+    """An endless sequence of accepted frames; frame i is the same whenever it is asked for, with the same seed and ``compiled`` on the same
+    kind of device.
 
     Arguments:
         world: A category, or settings.
         seed: Seed of the sequence; no sequence shares frames with a fixed split.
         device: Where the frames are made and stay.
+        compiled: Whether they are made by compiled kernels, several times as fast; only on a CPU with a C++ compiler: see
+            :func:`~zoo.data.rofl.render`.
 
     ``inference.fit`` takes a stream in the place of a data set: no frame is then seen twice.
 
@@ -36,9 +40,12 @@ class Stream:
 
     noise = 0.1  # rad/s, about half the standard deviation of the flow itself
 
-    def __init__(self, world: World | str = "fixate-1", *, seed: int = 0, device: str | torch.device = "cpu") -> None:
+    def __init__(self, world: World | str = "fixate-1", *, seed: int = 0, device: str | torch.device = "cpu",
+                 compiled: bool = False) -> None:
         self.world = World(world) if isinstance(world, str) else world
-        self.seed, self.device = seed, torch.device(device)
+        self.seed, self.device, self.compiled = seed, torch.device(device), compiled
+        if compiled:
+            check_device(self.device)
         self.event_shape = (2, self.world.resolution, self.world.resolution)
         self.block = max(BLOCK_PIXELS // self.world.resolution**2, 256)
         self._number: int | None = None  # of the block that is held
@@ -50,7 +57,7 @@ class Stream:
 
     def to(self, device: str | torch.device) -> Stream:
         """The same sequence, made on another device (there of other random numbers, if of another kind)."""
-        return Stream(self.world, seed=self.seed, device=device)
+        return Stream(self.world, seed=self.seed, device=device, compiled=self.compiled)
 
     def images(self, start: int, stop: int) -> Tensor:
         """Frames ``start`` to ``stop`` as images ``(stop − start, 2, N, N)``."""
@@ -79,8 +86,9 @@ class Stream:
     @torch.inference_mode(False)  # the memory is used again, perhaps outside of inference mode
     def _make(self, number: int) -> None:
         self._number = None  # until the block is whole
-        self._causes = generate(self.world, self.block, seed=derived_seed("stream", self.seed, number), device=self.device)
-        self._x = render(self._causes, self.world, self._x)
+        self._causes = generate(self.world, self.block, seed=derived_seed("stream", self.seed, number), device=self.device,
+                                compiled=self.compiled)
+        self._x = render(self._causes, self.world, self._x, self.compiled)
         self._number = number
 
 
