@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["convert", "pareto_k"]
+__all__ = ["convert", "pareto_k", "read_samples"]
 
 
 def convert(posterior: Any) -> Any:
@@ -60,3 +61,12 @@ def _arviz() -> Any:
         warnings.simplefilter("ignore", FutureWarning)  # ArviZ announces its 1.0 at import
         import arviz
     return arviz
+
+
+def read_samples(path: str | Path) -> dict[str, Tensor]:
+    """The draws ``{site: (chain, draw, image, *event)}`` of a posterior stored by :meth:`~inference.posterior.Posterior.to_netcdf`."""
+    data = _arviz().from_netcdf(str(path))
+    try:
+        return {str(name): torch.as_tensor(value.values) for name, value in data.posterior.data_vars.items()}
+    finally:
+        data.close()

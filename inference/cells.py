@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ from safetensors.torch import load_file, save_file
 import guides
 import zoo
 from inference.checkpoint import load, save
+from inference.methods import registry
 from inference.methods.run import infer
 from inference.metrics.decodability import linear_decodability, mean_code, principal_components
 from inference.metrics.memory import bytes_per_image
 from inference.metrics.scores import score
+from inference.posterior import Posterior
 from inference.training import fit
 from zoo.files import atomic_folder
 
-__all__ = ["digest", "fit_cell", "folder_of", "infer_cell", "load_data", "read_fit", "read_reference", "read_scores", "reference_cell"]
+__all__ = ["Report", "digest", "fit_cell", "folder_of", "infer_cell", "load_data", "read_fit", "read_reference", "read_scores",
+           "reference_cell"]
 
 Report = Callable[[float], None]  # called with the fraction of the cell that is done
 
@@ -81,11 +85,13 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
     model.to(device)
     guide.to(device)
     x = load_data(description["data"], description["data_options"]).test.x[: description["images"]].to(device)
-    options = description["options"]
-    posterior = infer(model, x, description["method"], guide=guide, draws=description["draws"], seed=description["seed"], **options)
+    options, method = description["options"], description["method"]
+    shown = {"progress": lambda fraction: report(0.6 * fraction)} if "progress" in signature(registry[method]).parameters else {}
+    posterior = infer(model, x, method, guide=guide, draws=description["draws"], seed=description["seed"], **options, **shown)
     report(0.6)
     posterior.cost["bytes_per_image"] = bytes_per_image(model, x, description["method"], guide=guide, **options)
     scores = score(model, x, posterior, k=description["k"], seed=description["seed"])
+    scores.values.update(_convergence(posterior))
     readout = _readout(model, guide, description)
     if readout:
         scores.values["decodability"] = sum(readout.values()) / len(readout)
@@ -101,6 +107,12 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
             {"description": description, "scores": scores.values, "decodability": readout}, indent=2) + "\n")
     report(1.0)
     return folder
+
+
+def _convergence(posterior: Posterior) -> dict[str, float]:
+    """How well chains have mixed, for the table; NaN for methods without chains."""
+    worst, least = (posterior.stats.get(name, torch.tensor([torch.nan])) for name in ("rhat", "ess"))
+    return {"rhat": worst.nanquantile(0.9).item(), "ess": least.nanmedian().item()}
 
 
 def _readout(model: torch.nn.Module, guide: torch.nn.Module | None, description: dict[str, Any]) -> dict[str, float]:

@@ -81,7 +81,7 @@ def fit(
 def compare(
     data: Annotated[str, typer.Option(help="Data set.")] = "patches",
     models: Annotated[str | None, typer.Option(help="Latent families, separated by commas; the four of the zoo if not given.")] = None,
-    methods: Annotated[str, typer.Option(help="Ways of inferring, separated by commas.")] = "amortized,local,map",
+    methods: Annotated[str, typer.Option(help="Ways of inferring, separated by commas.")] = "amortized,local,map,mcmc",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     budget: Annotated[str, typer.Option(help="smoke (seconds), default (minutes) or paper (as published).")] = "default",
     out: Annotated[Path, typer.Option(help="Folder for table, figures and posteriors.")] = Path("zoo-comparison"),

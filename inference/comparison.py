@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 
 import zoo
 from inference.bounds import OBJECTIVES
-from inference.cells import digest, fit_cell, infer_cell, load_data, read_fit, read_reference, reference_cell
+from inference.cells import Report, digest, fit_cell, infer_cell, load_data, read_fit, read_reference, reference_cell
+from inference.gaps import distance_cell, evidence_cell
 from inference.methods import registry as methods_registry
 from inference.recipes import recipe
 from inference.report import write_report
@@ -26,15 +28,20 @@ __all__ = ["Comparison", "choose_device", "choose_latents", "choose_objective", 
 
 # What a budget means beside the training recipe: sizes of data and of what is inferred.
 SIZES: dict[str, dict[str, Any]] = {
-    "smoke": {"data_options": {"n_train": 2000, "n_validation": 400, "n_test": 64}, "images": 64, "draws": 4, "k": 8, "keep": 16,
-              "local_steps": 30, "probe": 400},
-    "default": {"data_options": {}, "images": 500, "draws": 20, "k": 100, "keep": 100, "local_steps": 300, "probe": 10_000},
-    "paper": {"data_options": {}, "images": 2000, "draws": 20, "k": 1000, "keep": 100, "local_steps": 1000, "probe": 10_000},
+    "smoke": {"data_options": {"n_train": 2000, "n_validation": 400, "n_test": 64}, "images": 64, "draws": 16, "k": 8, "keep": 16,
+              "local_steps": 30, "probe": 400, "mcmc": {"draws": 16, "chains": 4, "warmup": 30, "keep": 8},
+              "evidence": {"images": 16, "chains": 8, "temperatures": 40}},
+    "default": {"data_options": {}, "images": 200, "draws": 100, "k": 100, "keep": 50, "local_steps": 300, "probe": 10_000,
+                "mcmc": {"draws": 200, "chains": 4, "warmup": 150, "keep": 25},
+                "evidence": {"images": 50, "chains": 16, "temperatures": 100}},
+    "paper": {"data_options": {}, "images": 1000, "draws": 100, "k": 1000, "keep": 100, "local_steps": 1000, "probe": 10_000,
+              "mcmc": {"draws": 2000, "chains": 4, "warmup": 500, "keep": 100},
+              "evidence": {"images": 1000, "chains": 32, "temperatures": 1000}},
 }
 FOUR = ("gaussian", "laplace", "categorical", "poisson")
 LATENTS = {"smoke": 64, "default": 512, "paper": 512}
 ROFL_LATENTS = {"smoke": 64, "default": 128, "paper": 420}  # as published; fewer where readouts are fitted on few frames
-SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0}  # rough shares of the progress bar
+SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0, "mcmc": 60.0, "evidence": 30.0}  # rough shares of the progress bar
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Comparison:
 def compare(
     data: str = "patches",
     models: Sequence[str] | None = None,
-    methods: Sequence[str] = ("amortized", "local", "map"),
+    methods: Sequence[str] = ("amortized", "local", "map", "mcmc"),
     seeds: Sequence[int] = (0,),
     *,
     budget: str = "default",
@@ -71,7 +78,8 @@ def compare(
     Arguments:
         data: Name of a data set.
         models: Names of latent families to train models of; the zoo's four if None.
-        methods: Names of ways of inferring.
+        methods: Names of ways of inferring. With ``"mcmc"`` among them, images' log evidence is estimated, too, and the other posteriors
+            are held against that of the chains.
         seeds: Seeds; each gives a training and an inference of its own.
         budget: ``"smoke"``, ``"default"`` or ``"paper"``: training recipe, sizes of data and of the evaluation.
         out: Folder for ``table.csv``, ``report.md``, figures, ``posteriors/`` and the cells. What is there already is not
@@ -123,10 +131,12 @@ def compare(
                  "encoder": encoder, "objective": objective or choose_objective(model, decoder), "settings": settings, "seed": seed,
                  "device": device, "source": _source(model)} for seed in seeds for model in models]
     work = [(described, [_inference(described, method, sizes) for method in methods]) for described in fits]
-    total = sum(_training_seconds(described) + sum(SECONDS.get(m, 20.0) for m in methods)
+    total = sum(_training_seconds(described) + sum(SECONDS.get(m, 20.0) for m in [*methods, *(["evidence"] if "mcmc" in methods else [])])
                 for described, _ in work) / 0.98  # the rest is for the figures
 
-    cells = []
+    cells: list[tuple[Path, Path]] = []
+    evidence: dict[tuple[Path, int], Path] = {}
+    distances: dict[Path, Path] = {}
     with _display(progress) as show:
         show("data", 0.0)
         components = _check_readouts(fits, sizes["probe"])
@@ -140,29 +150,45 @@ def compare(
 
             folder = Path(described["saved"]) if "saved" in described else fit_cell(described, out, training)
             done += share
-            for inference in inferences:
-                share = SECONDS.get(inference["method"], 20.0)
+            inferred: dict[str, Path] = {}
+            steps: list[tuple[str, Callable[[Report], Path]]] = [
+                (inference["method"], partial(infer_cell, inference, out, folder)) for inference in inferences]
+            if "mcmc" in methods:
+                described_evidence = {"fit": described, **{key: inferences[0][key] for key in ("data", "data_options", "seed", "device")},
+                                      **sizes["evidence"]}
+                steps.append(("evidence", partial(evidence_cell, described_evidence, out, folder)))
+            for what, run in steps:
+                share = SECONDS.get(what, 20.0)
 
-                def inferring(fraction: float, what=f"{name}: {inference['method']}", share=share, before=done) -> None:
+                def running(fraction: float, what=f"{name}: {what}", share=share, before=done) -> None:
                     show(what, (before + share * fraction) / total)
 
-                inferring(0.0)
-                cells.append((folder, infer_cell(inference, out, folder, inferring)))
+                running(0.0)
+                inferred[what] = run(running)
                 done += share
+            if "mcmc" in methods:
+                evidence[folder, described["seed"]] = inferred.pop("evidence")
+                distances |= {path: distance_cell(path, inferred["mcmc"], sizes["keep"], out) for method, path in inferred.items()
+                              if method != "map"}
+            cells += [(folder, path) for path in inferred.values()]
         show("figures", 0.99)
-        rows, references = gather(cells), {}
+        rows, references = gather(cells, evidence, distances), {}
         if components:
             description = {"data": data, "data_options": fits[0]["data_options"], "probe": sizes["probe"], "components": components}
             references = read_reference(reference_cell(description, out, lambda fraction: None))
-        write_report(out, rows, budget, references)
+        write_report(out, rows, budget, references, evidence)
         show("done", 1.0)
     return Comparison(out, rows)
 
 
 def _inference(fitted: dict[str, Any], method: str, sizes: dict[str, Any]) -> dict[str, Any]:
-    return {"fit": fitted, "data": fitted["data"], "data_options": fitted["data_options"], "seed": fitted["seed"],
-            "device": fitted["device"], "method": method, "options": {"steps": sizes["local_steps"]} if method == "local" else {},
-            **{key: sizes[key] for key in ("images", "draws", "k", "keep", "probe")}}
+    described = {"fit": fitted, "data": fitted["data"], "data_options": fitted["data_options"], "seed": fitted["seed"],
+                 "device": fitted["device"], "method": method, "options": {"steps": sizes["local_steps"]} if method == "local" else {},
+                 **{key: sizes[key] for key in ("images", "draws", "k", "keep", "probe")}}
+    if method == "mcmc":  # chains of the thousands of images that a readout is fitted on would take hours
+        options = dict(sizes["mcmc"])
+        described |= {"draws": options.pop("draws"), "options": options, "probe": 0}
+    return described
 
 
 def _saved(folder: Path, data: str, data_options: dict, seed: int, device: str) -> dict[str, Any]:

@@ -6,8 +6,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from inference.cells import read_fit
 from inference.checkpoint import load
+from inference.gaps import write_gaps
 from inference.plots.activity import plot_active_curve
 from inference.plots.decodability import plot_decodability
 from inference.plots.dictionary import plot_dictionary
@@ -25,13 +28,17 @@ __all__ = ["write_report"]
 PICTURES = 6  # images shown with their reconstructions
 
 
-def write_report(out: Path, rows: Sequence[Row], budget: str, references: Mapping[str, Mapping[str, float]]) -> None:
+def write_report(out: Path, rows: Sequence[Row], budget: str, references: Mapping[str, Mapping[str, float]],
+                 evidence: Mapping[tuple[Path, int], Path]) -> None:
     """Writes everything but the cells; what was there before is replaced file by file.
 
     Arguments:
         references: Decodability of what no model stands behind, ``{name: {factor: R²}}``; empty for data without known causes.
+        evidence: Folder of the evidence cell of (trained model's folder, seed); empty if there is none.
     """
     write_csv(out / "table.csv", rows)
+    if evidence:
+        _gaps(out, rows, evidence)
     first = [row for row in rows if row.record["seed"] == rows[0].record["seed"]]
     figures = _figures(out, rows, first)
     if references:
@@ -68,7 +75,8 @@ def _figures(out: Path, rows: Sequence[Row], first: Sequence[Row]) -> dict[str, 
     captions["frontier.png"] = "Rate against distortion, and sparsity against distortion: which trade each model and method makes."
     if any(row.record["nelbo"] == row.record["nelbo"] for row in rows):
         save(plot_gap(records), out / "gap.png")
-        captions["gap.png"] = ("NELBO by method on the same frozen model; what the encoder loses against per-image optimization. "
+        captions["gap.png"] = ("NELBO by method on the same frozen model; what the best posterior of the family loses against log p(x) "
+                               "(hatched), and what the encoder loses against that posterior. "
                                "± is a standard error: over images, and over seeds where there are several.")
     kls = {row.record["model"]: row.arrays["unit_kl"] for row in first if row.record["method"] == "amortized" and "unit_kl" in row.arrays}
     if kls:
@@ -87,7 +95,7 @@ def _figures(out: Path, rows: Sequence[Row], first: Sequence[Row]) -> dict[str, 
 
 
 def _decodability(out: Path, first: Sequence[Row], references: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    read_out = {f"{row.record['model']} · {row.record['method']}": row.decodability for row in first}
+    read_out = {f"{row.record['model']} · {row.record['method']}": row.decodability for row in first if row.decodability}
     title = f"What a linear readout finds: {first[0].record['data']}"
     figure = plot_decodability({**references, **read_out}, references=list(references), title=title)
     save(figure, out / "decodability.png")
@@ -95,6 +103,16 @@ def _decodability(out: Path, first: Sequence[Row], references: Mapping[str, Mapp
         "How much of each true cause (columns) a linear readout of a posterior's mean (rows) explains on held-out images; above, the same "
         "readout of the images' pixels and of as many principal components as the models have latents. It is fitted on other held-out "
         "images: few images and many inputs make it worse.")}
+
+
+def _gaps(out: Path, rows: Sequence[Row], evidence: Mapping[tuple[Path, int], Path]) -> None:
+    bounds: dict[tuple[str, str, int], tuple[Path, dict[str, Tensor]]] = {}
+    for row in rows:
+        key = row.record["data"], row.record["model"], row.record["seed"]
+        _, elbos = bounds.setdefault(key, (evidence[row.trained, row.record["seed"]], {}))
+        if row.arrays["elbo"].isfinite().all():
+            elbos[row.record["method"]] = row.arrays["elbo"]
+    write_gaps(out / "gaps.csv", bounds)
 
 
 def _posteriors(out: Path, rows: Sequence[Row]) -> None:
@@ -109,8 +127,9 @@ def _posteriors(out: Path, rows: Sequence[Row]) -> None:
 def _remove_stale(out: Path, rows: Sequence[Row], figures: dict[str, str]) -> None:
     """Removes figures and posteriors of an earlier comparison in this folder that this one does not have."""
     posteriors = {f"{row.record['model']}-{row.record['method']}-seed{row.record['seed']}.nc" for row in rows}
-    for path in [*out.glob("dictionary_*.png"), *out.glob("decodability.*"), *(out / "posteriors").glob("*.nc")]:
+    for path in [*out.glob("dictionary_*.png"), *out.glob("decodability.*"), *(out / "posteriors").glob("*.nc"), *out.glob("gaps.csv")]:
         kept = path.name in figures or path.name in posteriors or path.with_suffix(".png").name in figures
+        kept = kept or (path.name == "gaps.csv" and any(row.record["method"] == "mcmc" for row in rows))
         if not kept:
             path.unlink()
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from inference.cells import read_fit, read_scores
+from inference.gaps import DISTANCE_COLUMNS, EVIDENCE_COLUMNS, distance_scores, evidence_scores
 from inference.metrics.scores import COLUMNS
 from zoo.files import atomic_file
 
@@ -22,8 +23,8 @@ GAP_COLUMNS = {
     "gap": "amortization gap: elbo of 'local' minus elbo of 'amortized' on the same images, nats per image",
     "gap_se": "standard error of gap over images",
 }
-SHOWN = {"nelbo": ".1f", "gap": ".2f", "distortion": ".1f", "kl": ".1f", "log_px_bound": ".1f", "decodability": ".3f",
-         "lifetime_sparsity": ".3f", "zeros": ".3f", "active": ".3f", "ms_per_image": ".2f"}
+SHOWN = {"nelbo": ".1f", "gap": ".2f", "inference_gap": ".2f", "c2st": ".2f", "rhat": ".2f", "distortion": ".1f", "kl": ".1f",
+         "log_px_bound": ".1f", "decodability": ".3f", "lifetime_sparsity": ".3f", "zeros": ".3f", "active": ".3f", "ms_per_image": ".2f"}
 
 
 @dataclass
@@ -37,14 +38,24 @@ class Row:
     decodability: dict[str, float]
 
 
-def gather(cells: Sequence[tuple[Path, Path]]) -> list[Row]:
-    """Reads inference cells, given as (folder of the trained model, folder of the inference), and pairs them for the gap."""
+def gather(cells: Sequence[tuple[Path, Path]], evidence: Mapping[tuple[Path, int], Path], distances: Mapping[Path, Path]) -> list[Row]:
+    """Reads inference cells, given as (folder of the trained model, folder of the inference), and pairs them for the gap.
+
+    Arguments:
+        evidence: Folder of the evidence cell of (trained model's folder, seed), where there is one.
+        distances: Folder of the distance cell of an inference's folder, where there is one.
+    """
     rows = []
     for trained, inferred in cells:
         result, arrays = read_scores(inferred)
         described = result["description"]
         record = {"data": described["data"], "model": read_fit(trained)["model"]["name"], "method": described["method"],
                   "seed": described["seed"], **result["scores"], "gap": math.nan, "gap_se": math.nan}
+        record |= dict.fromkeys([*EVIDENCE_COLUMNS, *DISTANCE_COLUMNS], math.nan)
+        if (trained, described["seed"]) in evidence:
+            record |= evidence_scores(evidence[trained, described["seed"]], arrays["elbo"])
+        if inferred in distances:
+            record |= distance_scores(distances[inferred])
         rows.append(Row(record, arrays, trained, inferred, result["decodability"]))
     for row in rows:
         if row.record["method"] == "amortized":
@@ -57,7 +68,7 @@ def gather(cells: Sequence[tuple[Path, Path]]) -> list[Row]:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Writes ``table.csv``: the keys, then the metrics; an empty field where a method has no such number."""
-    columns = [*KEYS, *COLUMNS, *GAP_COLUMNS]
+    columns = [*KEYS, *COLUMNS, *GAP_COLUMNS, *EVIDENCE_COLUMNS, *DISTANCE_COLUMNS]
     with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -107,7 +118,7 @@ def shown(rows: Sequence[Row], budget: str) -> Any:
 
 def definition(name: str) -> str:
     """What a column means."""
-    return (COLUMNS | GAP_COLUMNS)[name]
+    return (COLUMNS | GAP_COLUMNS | EVIDENCE_COLUMNS | DISTANCE_COLUMNS)[name]
 
 
 def _mean_and_spread(values: list[float], form: str) -> str:

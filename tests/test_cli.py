@@ -37,7 +37,8 @@ def _small(monkeypatch):
     zoo.data.registry._targets["tiny"] = tiny
     zoo.data.registry._lines["tiny"] = "noise"
     monkeypatch.setitem(BUDGETS, "smoke", {"steps": 6, "batch_size": 20, "lr": 1e-2, "warmup": 0.0})
-    monkeypatch.setitem(comparison.SIZES, "smoke", {"data_options": {"n_train": 40, "n_test": 20}, "images": 18, "draws": 2, "k": 3,
+    monkeypatch.setitem(comparison.SIZES, "smoke", comparison.SIZES["smoke"] | {
+        "data_options": {"n_train": 40, "n_test": 20}, "images": 18, "draws": 2, "k": 3,
                                                     "keep": 7, "local_steps": 5, "probe": 10})
     yield
     cells._loaded.cache_clear()
@@ -46,7 +47,7 @@ def _small(monkeypatch):
 @pytest.fixture
 def table_only(monkeypatch):
     """No figures, which take most of the time."""
-    monkeypatch.setattr(comparison, "write_report", lambda out, rows, budget, references: write_csv(out / "table.csv", rows))
+    monkeypatch.setattr(comparison, "write_report", lambda out, rows, budget, *_: write_csv(out / "table.csv", rows))
 
 
 def zoo_command(*words):

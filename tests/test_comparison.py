@@ -12,6 +12,7 @@ import inference
 import zoo
 from inference import cells, comparison
 from inference.comparison import compare
+from inference.gaps import DISTANCE_COLUMNS, EVIDENCE_COLUMNS
 from inference.metrics.scores import COLUMNS
 from inference.recipes import BUDGETS, recipe
 from inference.table import GAP_COLUMNS, summarize, write_csv
@@ -35,8 +36,10 @@ def _small(monkeypatch):
     monkeypatch.setitem(zoo.data.registry._lines, "tiny", "noise")
     monkeypatch.setitem(BUDGETS, "smoke", {"steps": 6, "batch_size": 20, "lr": 1e-2, "warmup": 0.0})
     monkeypatch.setitem(comparison.SIZES, "smoke", {"data_options": {"n_train": 40, "n_test": 20, "elsewhere": 1}, "images": 18,
-                                                    "draws": 2,
-                                                    "k": 3, "keep": 7, "local_steps": 8, "probe": 10})
+                                                    "draws": 10,
+                                                    "k": 3, "keep": 7, "local_steps": 8, "probe": 10,
+                                                    "mcmc": {"draws": 12, "chains": 4, "warmup": 10, "keep": 6},
+                                                    "evidence": {"images": 5, "chains": 8, "temperatures": 30}})
     yield
     cells._loaded.cache_clear()
 
@@ -44,7 +47,7 @@ def _small(monkeypatch):
 @pytest.fixture
 def table_only(monkeypatch):
     """No figures: they have tests of their own, and take most of the time."""
-    monkeypatch.setattr(comparison, "write_report", lambda out, rows, budget, references: write_csv(out / "table.csv", rows))
+    monkeypatch.setattr(comparison, "write_report", lambda out, rows, budget, *_: write_csv(out / "table.csv", rows))
 
 
 def table(folder):
@@ -62,7 +65,8 @@ def test_one_row_for_each_data_model_method_and_seed(tmp_path, unchanged_generat
                          **TINY)
     rows = table(tmp_path / "c")
     header = list(rows[0])
-    assert header[:4] == ["data", "model", "method", "seed"] and header[4:] == [*COLUMNS, *GAP_COLUMNS]
+    assert header[:4] == ["data", "model", "method", "seed"]
+    assert header[4:] == [*COLUMNS, *GAP_COLUMNS, *EVIDENCE_COLUMNS, *DISTANCE_COLUMNS]
     assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in header)
     keys = [(row["data"], row["model"], row["method"], row["seed"]) for row in rows]
     assert sorted(keys) == sorted(("tiny", model, method, seed) for model in ("gaussian", "poisson")
@@ -115,7 +119,7 @@ def test_the_frozen_model_and_the_images_are_the_same_for_every_method(tmp_path,
     assert torch.equal(first.arrays["x"], second.arrays["x"])
     test = tiny(40, 20).test.x[:18]  # only the options that the loader knows are passed on
     assert torch.equal(first.arrays["x"], test[:7]) and len(config["history"]) == 1
-    again = inference.score(model, test, inference.infer(model, test, guide=guide, draws=2, seed=0), k=3, seed=0)
+    again = inference.score(model, test, inference.infer(model, test, guide=guide, draws=10, seed=0), k=3, seed=0)
     assert again.values["mse"] == pytest.approx(first.record["mse"]) and again.values["kl"] == pytest.approx(first.record["kl"])
 
 
@@ -278,3 +282,42 @@ def test_recipes_are_options_of_fit():
     assert recipe("paper", "mnist") != recipe("paper", "patches")
     recipe("default")["steps"] = 1  # a copy
     assert recipe("default")["steps"] != 1
+
+
+def test_chains_give_evidence_gaps_and_distances(tmp_path):
+    methods = ["amortized", "local", "map", "mcmc"]
+    result = compare(models=["gaussian", "poisson"], methods=methods, out=tmp_path, **(TINY | {"latents": 4}))
+    with (tmp_path / "gaps.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 5 and (tmp_path / "gap.png").exists()
+    for row in result.rows:
+        record, mine = row.record, [line for line in lines if line["model"] == row.record["model"]]
+        evidence = torch.tensor([float(line["log_evidence"]) for line in mine])
+        assert record["log_evidence"] == pytest.approx(evidence.mean().item())
+        if record["method"] in ("amortized", "local"):
+            gap = evidence - row.arrays["elbo"][:5]
+            assert record["inference_gap"] == pytest.approx(gap.mean().item(), abs=1e-4)
+            assert record["inference_gap_se"] == pytest.approx(gap.std().item() / math.sqrt(5), rel=1e-4)
+            assert [float(line[f"elbo_{record['method']}"]) for line in mine] == pytest.approx(row.arrays["elbo"][:5].tolist())
+        assert math.isnan(record["inference_gap"]) == (record["method"] in ("map", "mcmc"))
+        assert math.isnan(record["c2st"]) == (record["method"] == "map") == math.isnan(record["sliced_w2"])
+        assert math.isnan(record["rhat"]) == (record["method"] != "mcmc") == math.isnan(record["ess"])
+        for line in mine:
+            best, reached = float(line["elbo_local"]), float(line["elbo_amortized"])
+            assert float(line["approximation_gap"]) == pytest.approx(float(line["log_evidence"]) - best)
+            assert float(line["amortization_gap"]) == pytest.approx(best - reached)
+    model, _, _ = inference.load(result.rows[0].trained)
+    errors = torch.tensor([float(line["log_evidence"]) for line in lines[:5]]) - gaussian_evidence(model, tiny(40, 20).test.x[:5])
+    assert (errors.abs() < 5 * torch.tensor([float(line["log_evidence_se"]) for line in lines[:5]]) + 0.02).all()
+    compare(models=["gaussian", "poisson"], methods=methods[:2], out=tmp_path, **(TINY | {"latents": 4}))
+    assert not (tmp_path / "gaps.csv").exists(), "what this comparison does not have is not left from another"
+
+
+def gaussian_evidence(model, x):
+    """Exact log p(x) of a one-layer Gaussian model with a linear decoder."""
+    with torch.no_grad():
+        loc, log_scale = model.prior
+        weight = model.decoder.weight
+        covariance = (weight * (2 * log_scale).exp()) @ weight.T + model.scale.square() * torch.eye(len(weight))
+        mean = model.decoder(loc).flatten()
+        return torch.distributions.MultivariateNormal(mean, covariance).log_prob(x.flatten(1))

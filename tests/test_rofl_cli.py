@@ -222,7 +222,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setitem(zoo.data.registry._targets, "tiny", tiny)
     monkeypatch.setitem(zoo.data.registry._lines, "tiny", "noise")
     monkeypatch.setitem(BUDGETS, "smoke", {"steps": 30, "batch_size": 20, "lr": 1e-2, "warmup": 0.0})
-    monkeypatch.setitem(comparison.SIZES, "smoke", {"data_options": OPTIONS, "images": 18, "draws": 2, "k": 3, "keep": 7, "local_steps": 5,
+    monkeypatch.setitem(comparison.SIZES, "smoke", comparison.SIZES["smoke"] | {
+        "data_options": OPTIONS, "images": 18, "draws": 2, "k": 3, "keep": 7, "local_steps": 5,
                                                     "probe": PROBE})
     yield
     cells._loaded.cache_clear()

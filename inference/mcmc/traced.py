@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["traced"]
@@ -47,7 +48,9 @@ def traced(function: Function, compiled: bool = False) -> Function:
             return function
         graph.graph.eliminate_dead_code()
         graph.recompile()
+        validated = Distribution._validate_args
         replay = torch.no_grad()(torch.compile(graph) if compiled else graph)
+        Distribution.set_default_validate_args(validated)  # which the first call of torch.compile turns off, for everybody
 
         def compared(*inputs: Tensor) -> tuple[Tensor, ...]:
             expected, found = function(*inputs), replay(*inputs)

@@ -57,8 +57,11 @@ def bytes_per_image(model: Callable, x: Tensor, method: str, *, guide: nn.Module
 
     Memory does not grow with the number of steps; what grows with the number of draws kept is left out.
     """
-    if "steps" in inspect.signature(registry[method]).parameters:
+    accepted = inspect.signature(registry[method]).parameters
+    if "warmup" in accepted:
+        options = options | {"warmup": 1}
+    elif "steps" in accepted:
         options = options | {"steps": 2}
-    options.pop("progress", None)
+    options = {name: value for name, value in options.items() if name not in ("progress", "keep")}
     few, more = (peak_bytes(lambda n=n: infer(model, x[:n], method, guide=guide, draws=1, **options)) for n in (8, 16))
     return max(more - few, 0) / 8 if len(x) >= 16 else float("nan")

@@ -33,6 +33,8 @@ COLUMNS: dict[str, str] = {
     "population_sparsity": "Treves–Rolls sparsity of an image over units, mean over images, 0 to 1",
     "zeros": "fraction of exact zeros in the code",
     "active": f"fraction of latents with a mean KL above {ACTIVE_KL:g} nats (the figure shows all thresholds)",
+    "rhat": "rank-normalized split R-hat of an image's worst latent (plain where not all draws were kept), its 90 % quantile over images",
+    "ess": "effective draws of an image's worst latent, all chains together, median over images",
     "gradient_evaluations": "gradients of the density or the ELBO, per image",
     "ms_per_image": "wall-clock milliseconds of inference per image, in a batch",
     "kb_per_image": "memory of inference per image, kilobytes",
@@ -86,6 +88,7 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     values["zeros"] = fraction_of_zeros(code).item()
     values["active"] = math.nan if unit_kl is None else (unit_kl > ACTIVE_KL).to(x.dtype).mean().item()
     values["decodability"] = math.nan  # needs other images: see inference.metrics.decodability
+    values["rhat"] = values["ess"] = math.nan  # of chains
     values["gradient_evaluations"] = posterior.cost.get("gradient_evaluations", math.nan)
     values["ms_per_image"] = 1e3 * posterior.cost.get("seconds", math.nan) / n
     values["kb_per_image"] = posterior.cost.get("bytes_per_image", math.nan) / 1e3

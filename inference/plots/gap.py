@@ -1,4 +1,4 @@
-"""What inference leaves on the table: the bound each method reaches, and the amortization gap."""
+"""What inference leaves on the table: the bound each method reaches, and the approximation and amortization gaps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,7 +13,7 @@ from matplotlib.lines import Line2D
 from inference.plots.records import Spread, cells, number, require, spread, unique
 from inference.plots.style import MUTED, POINT, method_markers, model_colors, new_figure, styled
 
-__all__ = ["amortization_gap", "plot_gap"]
+__all__ = ["amortization_gap", "approximation_gap", "plot_gap"]
 
 
 @styled
@@ -23,11 +22,12 @@ def plot_gap(records: Sequence[Mapping[str, Any]], *, title: str | None = None) 
 
     Arguments:
         records: Rows of the comparison's table with ``data``, ``model``, ``method``, ``seed`` and ``nelbo`` (nats per image), and
-            perhaps ``gap`` and ``gap_se`` (a paired difference and its standard error over images); one row of panels for each data set.
+            perhaps ``gap`` and ``gap_se`` (a paired difference and its standard error over images), ``inference_gap`` and
+            ``inference_gap_se`` (log p(x) less the bound); one row of panels for each data set.
         title: Title of the figure.
 
-    Left: mean over seeds, error bars ± one standard deviation over seeds. Right: the gap of :func:`amortization_gap` with its
-    standard error.
+    Left: mean over seeds, error bars ± one standard deviation over seeds; a line where −log p(x) is known, on the same scale. Right: the
+    gaps of :func:`approximation_gap`, where known, and :func:`amortization_gap` with their standard errors.
 
     Raises:
         ValueError: if there are no records, one lacks a column, or none has a NELBO.
@@ -48,7 +48,8 @@ def plot_gap(records: Sequence[Mapping[str, Any]], *, title: str | None = None) 
         _bounds(left, rows, models, colors, markers)
         _gaps(right, rows, models, colors)
         left.set_title(name if len(data) > 1 else "Bound reached")
-        right.set_title("Amortization gap")
+        evidence = any(math.isfinite(number(record, "inference_gap")) for record in rows)
+        right.set_title("What inference loses" if evidence else "Amortization gap")
     methods = [Line2D([], [], linestyle="none", marker=markers[name], color=MUTED, markersize=9, label=name)
                for name in unique(records, "method")]
     figure.legend(handles=methods, loc="outside upper right", ncols=len(methods))
@@ -90,25 +91,52 @@ def _bounds(ax: Axes, rows: Sequence[Mapping[str, Any]], models: list[str], colo
         nelbo = values["nelbo"]
         ax.errorbar(nelbo.mean, models.index(model), xerr=nelbo.sd if nelbo.count > 1 else None, fmt=markers[method],
                     color=colors[model], label=f"{model} · {method}", **POINT)
+    for model in models:  # on the same axis: what a perfect posterior would reach
+        best = spread(number(row, "nelbo") - number(row, "inference_gap") for row in rows if str(row["model"]) == model)
+        if best.count:
+            y = models.index(model)
+            ax.plot([best.mean] * 2, [y - 0.3, y + 0.3], color="black", linewidth=2, zorder=3)
+            ax.annotate("−log p(x)", (best.mean, y - 0.3), xytext=(0, 2), textcoords="offset points", ha="center", fontsize="small")
     ax.set_yticks(range(len(models)), models)
     ax.set_ylim(len(models) - 0.4, -0.6)
     ax.margins(x=0.1)
     ax.set_xlabel("NELBO = squared error + KL (nats per image)")
 
 
+def approximation_gap(records: Sequence[Mapping[str, Any]], model: str) -> Spread:
+    """Approximation gap of a model in nats per image: mean, *standard error* (as ``sd``) and number of seeds.
+
+    It is the ``inference_gap`` of the rows of ``local``; standard errors as in :func:`amortization_gap`.
+    """
+    rows = [record for record in records if str(record["model"]) == model and str(record["method"]) == "local"]
+    mean, sd, count = spread(number(record, "inference_gap") for record in rows)
+    over_images = spread(number(record, "inference_gap_se") for record in rows)
+    parts = [sd / math.sqrt(count)] if count > 1 else []
+    parts += [over_images.mean] if over_images.count else []
+    return Spread(mean, math.hypot(*parts) if parts else math.nan, count)
+
+
 def _gaps(ax: Axes, rows: Sequence[Mapping[str, Any]], models: list[str], colors: dict[str, str]) -> None:
-    gaps = {model: amortization_gap(rows, model) for model in models}
-    known = {model: gap for model, gap in gaps.items() if math.isfinite(gap.mean)}
-    for model, (gap, error, _) in known.items():
-        y = models.index(model)
-        ax.barh(y, gap, height=0.55, color=colors[model], xerr=None if math.isnan(error) else error,
-                error_kw={"elinewidth": 1.5, "capsize": 4, "ecolor": "black"})
-        text = f"{gap:.2f}" if math.isnan(error) else f"{gap:.2f} ± {error:.2f}"
-        tip = max(gap, 0.0) + (0.0 if math.isnan(error) else error)
-        ax.annotate(text, (tip, y), xytext=(6, 0), textcoords="offset points", va="center", ha="left")
-    if not known:
+    """Bars of the amortization gap, and before them those of the approximation gap where it is known."""
+    tips = [0.0]
+    for model in models:
+        y, start = models.index(model), 0.0
+        approximation, amortization = approximation_gap(rows, model), amortization_gap(rows, model)
+        texts = []
+        for gap, look in ((approximation, {"alpha": 0.35, "hatch": "//", "edgecolor": "white"}), (amortization, {})):
+            if not math.isfinite(gap.mean):
+                continue
+            error = None if math.isnan(gap.sd) else gap.sd
+            ax.barh(y, gap.mean, left=start, height=0.55, color=colors[model], xerr=error,
+                    error_kw={"elinewidth": 1.5, "capsize": 4, "ecolor": "black"}, **look)
+            texts.append(f"{gap.mean:.2f}" if error is None else f"{gap.mean:.2f} ± {gap.sd:.2f}")
+            tips.append(max(start + gap.mean, 0.0) + (error or 0.0))
+            start += gap.mean
+        if texts:
+            ax.annotate(" + ".join(texts), (max(tips[-len(texts):]), y), xytext=(6, 0), textcoords="offset points", va="center", ha="left")
+    known = any(math.isfinite(approximation_gap(rows, model).mean) for model in models)
+    if len(tips) == 1:
         ax.text(0.5, 0.5, "needs methods amortized and local", transform=ax.transAxes, ha="center", color=MUTED)
-    tips = np.array([gap.mean + np.nan_to_num(gap.sd) for gap in known.values()] or [1.0])
-    ax.set_xlim(right=max(tips.max(), 0.0) * 1.6 or 1.0)
+    ax.set_xlim(right=max(tips) * (2.4 if known else 1.6) or 1.0)
     ax.axvline(0.0, color="#444444", linewidth=0.9)
-    ax.set_xlabel("amortized − local (nats per image)")
+    ax.set_xlabel("approximation (hatched) + amortization gap (nats)" if known else "amortized − local (nats per image)")
