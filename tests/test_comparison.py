@@ -297,7 +297,7 @@ def test_chains_give_evidence_gaps_and_distances(tmp_path):
         if record["method"] in ("amortized", "local"):
             gap = evidence - row.arrays["elbo"][:5]
             assert record["inference_gap"] == pytest.approx(gap.mean().item(), abs=1e-4)
-            assert record["inference_gap_se"] == pytest.approx(gap.std().item() / math.sqrt(5), rel=1e-4)
+            assert record["inference_gap_se"] == pytest.approx(gap.std().item() / math.sqrt(5), rel=0.01)
             assert [float(line[f"elbo_{record['method']}"]) for line in mine] == pytest.approx(row.arrays["elbo"][:5].tolist())
         assert math.isnan(record["inference_gap"]) == (record["method"] in ("map", "mcmc"))
         assert math.isnan(record["c2st"]) == (record["method"] == "map") == math.isnan(record["sliced_w2"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import zoo
 from guides import registry as guides
 from inference.methods import registry as methods
+from inference.methods.mcmc import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -35,7 +36,12 @@ def test_its_python_example_runs_on_a_small_budget(tmp_path, monkeypatch):
     small = code.replace('load("patches")', 'load("patches", n_train=500, n_test=20)').replace("steps=4000", "steps=3")
     small = small.replace("latents=512", "latents=16").replace("lr=1e-2)", "lr=1e-2, progress=False)")
     assert small.count("\n") == code.count("\n") and "steps=3" in small
-    exec(compile(small, "README.md", "exec"), {})
+    names = {}
+    exec(compile(small, "README.md", "exec"), names)
+    chains = next(block for block in blocks("python") if "ais(" in block)
+    few = chains.replace("draws=200", "draws=6").replace("warmup=100", "warmup=2").replace("temperatures=100", "temperatures=3")
+    assert few.count("x[:20]") == 3 and "draws=6" in few and "temperatures=3" in few
+    exec(compile(few, "README.md", "exec"), names)
     assert (tmp_path / "posterior.nc").stat().st_size > 0
 
 
@@ -47,6 +53,6 @@ def test_its_optic_flow_example_runs():
 
 def test_every_name_in_its_tables_is_registered():
     for family in re.findall(r"^\| `(\w+)` \| ", README, flags=re.MULTILINE):
-        assert family in zoo.latents.registry or family in methods or family in guides, family
+        assert family in zoo.latents.registry or family in methods or family in guides or family in SAMPLERS, family
     for data in ("patches", "digits", "mnist", "van_hateren", "olshausen", "omniglot", "rofl"):
         assert data in zoo.data.registry and re.search(f"`{data}[`/]", README)

@@ -1,6 +1,8 @@
 """Figures: pure functions from tensors and plain records to Matplotlib figures; no pyplot, no display, no global state."""
 
 from inference.plots.activity import plot_active_curve
+from inference.plots.calibration import plot_calibration
+from inference.plots.corner import plot_corner
 from inference.plots.decodability import plot_decodability
 from inference.plots.dictionary import plot_dictionary
 from inference.plots.flow import draw_key, flow_colors, plot_flow
@@ -11,5 +13,5 @@ from inference.plots.rofl import plot_frames
 from inference.plots.style import save
 from inference.plots.training import gaussian_constant, plot_training
 
-__all__ = ["draw_key", "flow_colors", "gaussian_constant", "plot_active_curve", "plot_decodability", "plot_dictionary", "plot_flow",
-           "plot_frames", "plot_frontier", "plot_gap", "plot_reconstructions", "plot_training", "save"]
+__all__ = ["draw_key", "flow_colors", "gaussian_constant", "plot_active_curve", "plot_calibration", "plot_corner", "plot_decodability",
+           "plot_dictionary", "plot_flow", "plot_frames", "plot_frontier", "plot_gap", "plot_reconstructions", "plot_training", "save"]
