@@ -127,29 +127,40 @@ def sweeps(model: OneLayer, x: Tensor, initial: Distribution | None = None) -> t
 
 
 def _count_sweep(law: Independent, weight: Tensor, initial: Independent) -> Callable[[Tensor, Tensor], None]:
-    """Redraws all counts ``(C, N, K)`` in place, keeping the residual ``(C, N, D)`` up to date."""
+    """Redraws all counts ``(C, N, K)`` in place, keeping the residual ``(C, N, D)`` up to date.
+
+    Of each unit the counts up to a greatest are looked at. Where that was too few is asked once, at the end of a sweep, as asking halts a
+    GPU; such a sweep is made again with more, which happens while chains are far from where they will stay.
+    """
     columns, curvature = weight.T.contiguous(), weight.square().sum(0)
-    typical = (law.mean + 4.0 * law.variance.sqrt()).tolist()
+    tops = [int(top) + 8 for top in (law.mean + 4.0 * law.variance.sqrt()).tolist()]
     table, initial_table = _table(law, weight), _table(initial, weight)
 
-    def sweep(z: Tensor, rest: Tensor, beta: float = 1.0) -> None:
+    def redraw(z: Tensor, rest: Tensor, beta: float) -> Tensor:
+        """Redraws in place; returns of which units higher counts matter, ``(K,)``."""
+        matter = []
         for k, column in enumerate(columns):
             now = z[..., k].clone()
             slope = rest @ column  # of the log-likelihood in z_k
-            top = int(max(now.max().item(), typical[k])) + 8
-            while True:
-                move = torch.arange(top + 1, dtype=z.dtype, device=z.device) - now[..., None]
-                logits = table(k, top) + slope[..., None] * move - 0.5 * curvature[k] * move.square()
-                if beta < 1.0:
-                    logits = blend(initial_table(k, top), logits, beta)
-                if not (logits[..., -1] > logits.amax(-1) - NEGLIGIBLE).any():
-                    break
-                if top > MOST:
-                    raise ValueError(f"a count of unit {k} may be above {MOST}, beyond what is looked at; is the noise too small?")
-                top *= 2
+            move = torch.arange(tops[k] + 1, dtype=z.dtype, device=z.device) - now[..., None]
+            logits = table(k, tops[k]) + slope[..., None] * move - 0.5 * curvature[k] * move.square()
+            if beta < 1.0:
+                logits = blend(initial_table(k, tops[k]), logits, beta)
+            matter.append((logits[..., -1] > logits.amax(-1) - NEGLIGIBLE).any())
             new = _draw(logits).to(z.dtype)
             z[..., k] = new
             rest -= (new - now)[..., None] * column
+        return torch.stack(matter)
+
+    def sweep(z: Tensor, rest: Tensor, beta: float = 1.0) -> None:
+        before = z.clone(), rest.clone()
+        while short := redraw(z, rest, beta).nonzero().flatten().tolist():
+            for k in short:
+                if tops[k] > MOST:
+                    raise ValueError(f"a count of unit {k} may be above {MOST}, beyond what is looked at; is the noise too small?")
+                tops[k] *= 2
+            z.copy_(before[0])
+            rest.copy_(before[1])
 
     return sweep
 
