@@ -12,6 +12,7 @@ from torch import Tensor
 from inference.density import observation
 from inference.metrics.activity import ACTIVE_KL
 from inference.metrics.evidence import iwae_bound
+from inference.metrics.importance import log_importance_weights, weight_diagnostics
 from inference.metrics.sparsity import fraction_of_zeros, lifetime_sparsity, population_sparsity
 from inference.posterior import Posterior
 
@@ -27,6 +28,7 @@ COLUMNS: dict[str, str] = {
     "elbo": "evidence lower bound under the model's own likelihood, nats per image; higher is better",
     "log_px_bound": "importance-weighted bound on log p(x), nats per image; higher is better",
     "log_px_bound_se": "standard error of log_px_bound over images",
+    "pareto_k": "shape of the tail of the importance weights behind log_px_bound, median over images; above .7 they cannot be relied on",
     "r2": "1 − squared error / variance around the image's own mean, mean over images; higher is better",
     "decodability": "R² of a linear readout of the true causes (where known) on held-out images, mean over causes; higher is better",
     "lifetime_sparsity": "Treves–Rolls sparsity of a unit over images, mean over units, 0 to 1",
@@ -70,10 +72,14 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     squares, log_likelihood, peak, code_mean = _reconstruct(model, x, posterior)
     n = len(x)
     nan = torch.full((n,), torch.nan, device=x.device)
-    kl, unit_kl, bound = nan, None, nan.clone()
+    kl, unit_kl, bound, shape = nan, None, nan.clone(), nan
     if posterior.params is not None and hasattr(model, "observation"):
         kl, unit_kl = _kl(model, posterior)
-        bound = iwae_bound(model, x, posterior.params, k, seed=seed)
+        if k < 2:
+            bound = iwae_bound(model, x, posterior.params, k, seed=seed)
+        else:
+            log_weights = log_importance_weights(model, x, posterior, k, seed=seed)
+            bound, shape = log_weights.logsumexp(0) - math.log(k), weight_diagnostics(log_weights)["pareto_k"]
     flat = x.flatten(1)
     spread = (flat - flat.mean(1, keepdim=True)).square().sum(1)
     distortion = peak - log_likelihood
@@ -82,6 +88,7 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     code = _code(model, posterior)
     values = {name: value.mean().item() for name, value in per_image.items()}
     values |= {f"{name}_se": (per_image[name].std() / math.sqrt(n)).item() for name in ("nelbo", "log_px_bound")}
+    values["pareto_k"] = shape.median().item()
     values["mse_mean"] = (flat - code_mean.flatten(1)).square().sum(1).mean().item()
     values["lifetime_sparsity"] = lifetime_sparsity(code).mean().item() if n > 1 else math.nan
     values["population_sparsity"] = population_sparsity(code).mean().item() if code.shape[1] > 1 else math.nan
