@@ -56,7 +56,7 @@ def fit(
     import inference
     import zoo
     from inference.checkpoint import check_free
-    from inference.comparison import choose_device, choose_latents, choose_objective
+    from inference.choices import choose_device, choose_latents, choose_objective
     from inference.recipes import recipe
 
     with _plain_errors():

@@ -13,18 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import zoo
 from inference.bounds import OBJECTIVES
 from inference.cells import Report, digest, fit_cell, infer_cell, load_data, read_fit, read_reference, reference_cell
+from inference.choices import choose_device, choose_latents, choose_objective
 from inference.gaps import distance_cell, evidence_cell
 from inference.methods import registry as methods_registry
 from inference.recipes import recipe
 from inference.report import write_report
 from inference.table import Row, gather
 
-__all__ = ["Comparison", "choose_device", "choose_latents", "choose_objective", "compare"]
+__all__ = ["Comparison", "compare"]
 
 # What a budget means beside the training recipe: sizes of data and of what is inferred.
 SIZES: dict[str, dict[str, Any]] = {
@@ -39,8 +38,6 @@ SIZES: dict[str, dict[str, Any]] = {
               "evidence": {"images": 1000, "chains": 32, "temperatures": 1000}},
 }
 FOUR = ("gaussian", "laplace", "categorical", "poisson")
-LATENTS = {"smoke": 64, "default": 512, "paper": 512}
-ROFL_LATENTS = {"smoke": 64, "default": 128, "paper": 420}  # as published; fewer where readouts are fitted on few frames
 SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0, "mcmc": 60.0, "evidence": 30.0}  # rough shares of the progress bar
 
 
@@ -203,16 +200,6 @@ def _saved(folder: Path, data: str, data_options: dict, seed: int, device: str) 
             "latents": config["model"].get("latents", 0)}
 
 
-def choose_objective(model: str, decoder: str) -> str:
-    """``"exact"`` where that is possible (a latent family with a closed-form KL under a linear decoder), else ``"elbo"``."""
-    if decoder != "lin" or model not in zoo.latents.registry:
-        return "elbo"
-    family = zoo.latents.registry[model]()
-    with torch.random.fork_rng(devices=[]):
-        prior = family.initial_prior(2)
-    return "elbo" if family.unit_kl(prior, prior) is None else "exact"
-
-
 def _source(model: str) -> str:
     """A digest of the file a user's own family comes from, so that a changed family is not taken for the old one."""
     import inspect
@@ -241,11 +228,6 @@ def _check(what: str, chosen: Sequence, known: list[str] | None) -> None:
         raise ValueError(f"{what} are named twice: {', '.join(map(str, chosen))}")
 
 
-def choose_latents(latents: int | None, budget: str, data: str) -> int:
-    """The number that was asked for, or the budget's for these data."""
-    return latents or (ROFL_LATENTS if data.split("/")[0] == "rofl" else LATENTS)[budget]
-
-
 def _check_readouts(fits: Sequence[dict[str, Any]], probe: int) -> int:
     """Loads the data, checks that each model's latents can be read out, and says how many principal components to compare them with: as
     many as latents, at most as many as pixels; 0 for data without causes to read out."""
@@ -259,22 +241,6 @@ def _check_readouts(fits: Sequence[dict[str, Any]], probe: int) -> int:
             raise ValueError(f"a readout of {latents} latents cannot be fitted on {fitted} images; choose at most {fitted - 2} latents")
         components = max(components, min(latents, *data.train.x.flatten(1).shape))
     return components
-
-
-def choose_device(device: str | None) -> str:
-    """The device that was asked for; a GPU if there is one, else the CPU, if none was.
-
-    Raises:
-        ValueError: for a GPU where there is none, or an unknown device.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"the device {device!r} was asked for, but PyTorch sees no GPU here; use device 'cpu'")
-    try:
-        return str(torch.device(device))
-    except RuntimeError:
-        raise ValueError(f"unknown device {device!r}; use 'cpu' or 'cuda'") from None
 
 
 def _training_seconds(described: dict[str, Any]) -> float:

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import guides
 import inference
 import zoo
-from inference import cells, comparison
+from inference import cells, choices, comparison
 from inference.cli import app
 from inference.metrics.decodability import mean_code
 from inference.plots.rofl import plot_frames
@@ -387,7 +387,7 @@ def test_there_may_be_more_latents_than_pixels(tmp_path, small, no_pictures):
 @pytest.fixture
 def saved(tmp_path, small, monkeypatch):
     """A model of six latents, trained on data of other sizes than the budget's."""
-    monkeypatch.setitem(comparison.ROFL_LATENTS, "smoke", 7)
+    monkeypatch.setitem(choices.ROFL_LATENTS, "smoke", 7)
     data = zoo.data.load("rofl/fixate-1", **OTHERS)
     model = zoo.build("gaussian", data, latents=6, seed=0)
     guide = guides.build("amortized", model, seed=0)
