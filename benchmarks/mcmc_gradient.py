@@ -2,8 +2,9 @@
 
     python benchmarks/mcmc_gradient.py [--posteriors gaussian-512 laplace-512] [--images 1000] [--chains 4] [--threads 2] [--device cuda]
 
-``autograd`` is the density by hand and PyTorch's gradient of it, ``closed_form`` has the gradient by hand, too, and ``products`` are the
-two matrix products that no implementation goes without. They run in turn; ratios are medians over the rounds.
+``program`` is what samplers use: the operations of the Pyro program, recorded once and replayed. ``handlers`` goes through Pyro at each call,
+``compiled`` compiles the record. ``autograd`` is the density by hand and PyTorch's gradient of it, ``closed_form`` has the gradient by hand,
+too, and ``products`` are the two matrix products that no implementation goes without. They run in turn; ratios are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from inference.density import drawn_latents
 from inference.mcmc.target import Target
 
+REHEARSAL = 5  # rounds before what is recorded is replayed
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-2}
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -55,20 +57,25 @@ def by_hand(target: Case) -> tuple[Density, Density, Callable[[Tensor], Tensor]]
 
 
 def measured(target: Case, options: argparse.Namespace) -> dict[str, float]:
-    """Times of all four, after it is seen that they agree."""
+    """Times of all, after it is seen that they agree."""
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         u = drawn_latents(target.model, target.x, options.chains)["z"]
-    program = Target(target.model, target.x).value_and_grad
+    density, one = Target(target.model, target.x), u.new_tensor(1.0)
+    program, compiled = density.value_and_grad, Target(target.model, target.x, compiled=True).value_and_grad
+
+    def handlers(u: Tensor) -> tuple[Tensor, Tensor]:
+        return density.through_handlers(u, one)
+
     autograd, closed_form, products = by_hand(target)
-    for other in (autograd, closed_form):
+    for other in (handlers, autograd, closed_form):
         torch.testing.assert_close(other(u), program(u), **TOLERANCE)
-    runs = {"program": program, "autograd": autograd, "closed_form": closed_form, "products": products}
+    runs = {"program": program, "handlers": handlers, "compiled": compiled, "autograd": autograd, "closed_form": closed_form, "products": products}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(options.rounds + 2):  # the first two are a rehearsal
+    for i in range(options.rounds + REHEARSAL):
         for name, run in runs.items():
             taken = seconds(lambda run=run: run(u), u.device)
-            if i > 1:
+            if i >= REHEARSAL:
                 times[name].append(taken)
     ratios = {name: [a / b for a, b in zip(times["program"], times[name], strict=True)] for name in runs if name != "program"}
     return {**{f"{name}_ms": 1e3 * statistics.median(values) for name, values in times.items()},

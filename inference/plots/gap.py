@@ -129,7 +129,7 @@ def _gaps(ax: Axes, rows: Sequence[Mapping[str, Any]], models: list[str], colors
             error = None if math.isnan(gap.sd) else gap.sd
             ax.barh(y, gap.mean, left=start, height=0.55, color=colors[model], xerr=error,
                     error_kw={"elinewidth": 1.5, "capsize": 4, "ecolor": "black"}, **look)
-            texts.append(f"{gap.mean:.2f}" if error is None else f"{gap.mean:.2f} ± {gap.sd:.2f}")
+            texts.append(f"{gap.mean:.2f}" + ("" if error is None else f" ± {gap.sd:.2f}" if gap.sd >= 0.01 else f" ± {gap.sd:.1g}"))
             tips.append(max(start + gap.mean, 0.0) + (error or 0.0))
             start += gap.mean
         if texts:
@@ -139,4 +139,4 @@ def _gaps(ax: Axes, rows: Sequence[Mapping[str, Any]], models: list[str], colors
         ax.text(0.5, 0.5, "needs methods amortized and local", transform=ax.transAxes, ha="center", color=MUTED)
     ax.set_xlim(right=max(tips) * (2.4 if known else 1.6) or 1.0)
     ax.axvline(0.0, color="#444444", linewidth=0.9)
-    ax.set_xlabel("approximation (hatched) + amortization gap (nats)" if known else "amortized − local (nats per image)")
+    ax.set_xlabel("approximation (hatched) + amortization (nats)" if known else "amortized − local (nats per image)")
