@@ -112,7 +112,7 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
 def _convergence(posterior: Posterior) -> dict[str, float]:
     """How well chains have mixed, for the table; NaN for methods without chains."""
     worst, least = (posterior.stats.get(name, torch.tensor([torch.nan])) for name in ("rhat", "ess"))
-    return {"rhat": worst.nanquantile(0.9, interpolation="nearest").item(), "ess": least.nanmedian().item()}
+    return {"rhat": worst.nanquantile(0.9, interpolation="lower").item(), "ess": least.nanmedian().item()}
 
 
 def _readout(model: torch.nn.Module, guide: torch.nn.Module | None, description: dict[str, Any]) -> dict[str, float]:

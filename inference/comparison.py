@@ -29,13 +29,13 @@ __all__ = ["Comparison", "compare"]
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"data_options": {"n_train": 2000, "n_validation": 400, "n_test": 64}, "images": 64, "draws": 16, "k": 8, "keep": 16,
               "local_steps": 30, "probe": 400, "mcmc": {"draws": 16, "chains": 4, "warmup": 30, "keep": 8},
-              "evidence": {"images": 16, "chains": 8, "temperatures": 40}},
+              "evidence": {"chains": 8, "temperatures": 40}},
     "default": {"data_options": {}, "images": 200, "draws": 100, "k": 100, "keep": 50, "local_steps": 300, "probe": 10_000,
                 "mcmc": {"draws": 200, "chains": 4, "warmup": 150, "keep": 25},
-                "evidence": {"images": 50, "chains": 16, "temperatures": 100}},
+                "evidence": {"chains": 8, "temperatures": 100}},
     "paper": {"data_options": {}, "images": 1000, "draws": 100, "k": 1000, "keep": 100, "local_steps": 1000, "probe": 10_000,
               "mcmc": {"draws": 2000, "chains": 4, "warmup": 500, "keep": 100},
-              "evidence": {"images": 1000, "chains": 32, "temperatures": 1000}},
+              "evidence": {"chains": 32, "temperatures": 1000}},
 }
 FOUR = ("gaussian", "laplace", "categorical", "poisson")
 SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0, "mcmc": 60.0, "evidence": 30.0}  # rough shares of the progress bar
@@ -151,8 +151,8 @@ def compare(
             steps: list[tuple[str, Callable[[Report], Path]]] = [
                 (inference["method"], partial(infer_cell, inference, out, folder)) for inference in inferences]
             if "mcmc" in methods:
-                described_evidence = {"fit": described, **{key: inferences[0][key] for key in ("data", "data_options", "seed", "device")},
-                                      **sizes["evidence"]}
+                same = {key: inferences[0][key] for key in ("fit", "data", "data_options", "seed", "device", "images")}
+                described_evidence = same | sizes["evidence"]
                 steps.append(("evidence", partial(evidence_cell, described_evidence, out, folder)))
             for what, run in steps:
                 share = SECONDS.get(what, 20.0)

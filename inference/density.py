@@ -20,7 +20,7 @@ __all__ = ["Cost", "count", "counting", "drawn_latents", "latent_sites", "log_jo
            "sites", "uncounted"]
 
 
-@dataclass
+@dataclass(eq=False)  # two counts are the same only if they are one
 class Cost:
     """Evaluations of the log density (or of an ELBO): one for each image and each draw or chain of it.
 

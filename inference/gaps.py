@@ -31,7 +31,7 @@ from zoo.files import atomic_file, atomic_folder
 __all__ = ["DISTANCE_COLUMNS", "EVIDENCE_COLUMNS", "distance_cell", "distance_scores", "evidence_cell", "evidence_scores", "write_gaps"]
 
 EVIDENCE_COLUMNS = {
-    "log_evidence": "log p(x) by annealed importance sampling from the guide, mean over the first images, nats per image: a lower bound on "
+    "log_evidence": "log p(x) by annealed importance sampling from the guide, nats per image: a lower bound on "
                     "average, close where its weights vary little",
     "log_evidence_se": "its standard error: that of the sampling alone, the images being given",
     "inference_gap": "log_evidence − elbo on the same images = KL divergence of the posterior from the true one, nats per image; for "
@@ -69,11 +69,11 @@ def evidence_cell(description: dict[str, Any], out: Path, trained: Path, report:
 
 
 def evidence_scores(folder: Path, elbo: Tensor | None) -> dict[str, float]:
-    """Numbers of :data:`EVIDENCE_COLUMNS` for a posterior with per-image bounds ``elbo``, ``(≥ N,)``, or None."""
+    """Numbers of :data:`EVIDENCE_COLUMNS` for a posterior with per-image bounds ``elbo``, ``(N,)``, or None."""
     arrays = load_file(folder / "evidence.safetensors")
     values, errors = arrays["log_evidence"], arrays["se"]
     n = len(values)
-    gap = values - (math.nan if elbo is None else elbo[:n].double())
+    gap = values - (math.nan if elbo is None else elbo.double())
     return {"log_evidence": values.mean().item(), "log_evidence_se": (errors.square().sum().sqrt() / n).item(),
             "inference_gap": gap.mean().item(), "inference_gap_se": (gap.std() / math.sqrt(n)).item()}
 

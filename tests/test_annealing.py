@@ -76,3 +76,29 @@ def test_evidence_of_a_mixed_program():
     found = ais(levels, x, chains=200, temperatures=40)
     assert found.se.max() < 0.1
     assert ((found.log_evidence - exact).abs() < 4.5 * found.se + 0.01).all(), (found.log_evidence - exact, found.se)
+
+
+def line(x=None, size=None):
+    with pyro.plate("data", size if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        return pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+
+def test_weights_are_unbiased_also_with_few_chains():
+    found = ais(line, torch.zeros(40_000, 1), chains=2, temperatures=3)
+    weights = (found.log_weights - dist.Normal(0.0, 1.25**0.5).log_prob(torch.tensor(0.0))).exp().mean(0)
+    assert (weights.mean() - 1.0).abs() < 4 * weights.std() / 40_000**0.5
+
+
+def silent(x=None, size=None):
+    with pyro.plate("data", size if x is None else len(x)):
+        z = pyro.sample("z", dist.Poisson(torch.full((1,), 2.0)).to_event(1))
+        return pyro.sample("x", dist.Poisson(0.5 * z).to_event(1), obs=x)
+
+
+def test_chains_that_start_where_the_image_is_impossible_weigh_nothing():
+    x, states = torch.tensor([[0.0], [1.0], [3.0]]), torch.arange(1.0, 60.0)[:, None]
+    exact = (dist.Poisson(2.0).log_prob(states) + dist.Poisson(0.5 * states).log_prob(x.T)).logsumexp(0)
+    exact[0] = torch.logaddexp(exact[0], torch.tensor(-2.0))  # no spike, no signal
+    found = ais(silent, x, chains=200, temperatures=40)
+    assert ((found.log_evidence - exact).abs() < 4.5 * found.se + 0.01).all()

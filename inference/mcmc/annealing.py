@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.density import count, drawn_latents, latent_sites, uncounted
+from inference.density import count, drawn_latents, latent_sites, log_terms, uncounted
 from inference.mcmc import hmc, lattice
 from inference.mcmc.adaptation import halton
 from inference.mcmc.gibbs import can_sweep, sweeps
-from inference.mcmc.target import Target, annealed
+from inference.mcmc.target import Target
 from inference.mcmc.traced import traced
 from zoo.latents.support import support_kind
 
@@ -27,6 +27,7 @@ __all__ = ["Evidence", "ais", "betas"]
 
 PILOTS = 64  # draws of the initial law that tell its scale
 MOST_STEPS = 16  # leapfrog steps between two temperatures
+MOST_STEP = 100.0  # beyond, a step size no longer matters on a lattice, and would take long to come down again
 LATTICE_MOVES = 4  # moves of a discrete site between two temperatures
 
 
@@ -36,7 +37,8 @@ class Evidence:
 
     Attributes:
         log_evidence: Log of the mean weight, ``(N,)``, nats: a lower bound in expectation (an upper one for a reverse run).
-        se: Its standard error ``(N,)`` by the delta method; trust it where the weights do not vary by much more than 1.
+        se: Its standard error ``(N,)`` by the delta method; trust it where the weights do not vary by much more than 1. Chains of a
+            reverse run share their start, which it does not know of: it is then too small.
         log_weights: Log weights ``(C, N)``.
     """
 
@@ -179,10 +181,15 @@ def _gradient_run(model: Callable, guide: Callable | None, x: Tensor, start: dic
     def slope(*latents: Tensor) -> tuple[Tensor]:
         """Of the log density along the way, in beta."""
         given = dict(zip(start, latents, strict=True))
-        return (annealed(model, guide, given, x, 1.0) - annealed(model, guide, given, x, 0.0),)
+        prior, likelihood = log_terms(model, given, x)
+        return (likelihood if guide is None else prior + likelihood - sum(log_terms(guide, given, x)),)
 
     change, total = traced(slope), 2 * (len(schedule) - 1)
-    _, steps = _pass(blocks, change, x, start, schedule, None, lambda t: report(t, total))
+    # Steps that were found on the way of these very chains would bias their weights: others find them, from the initial law up.
+    upward = sorted(schedule)
+    drawn = drawn_latents(guide or model, x, len(next(iter(start.values()))))
+    _, steps = _pass(blocks, change, x, {name: drawn[name] for name in start}, upward, None, lambda t: report(t, total))
+    steps = steps if schedule == upward else steps[::-1]
     log_weights, _ = _pass(blocks, change, x, start, schedule, steps, lambda t: report(t + total // 2, total))
     return log_weights
 
@@ -199,6 +206,7 @@ def _pass(blocks: list, change: Callable, x: Tensor, values: dict[str, Tensor], 
         count(slope, gradient=False)
         log_weights += (schedule[t] - schedule[t - 1]) * slope.double()
         if t == len(schedule) - 1:
+            report(t)
             break
         current = current if steps is None else steps[t - 1]
         used.append(current)
@@ -206,7 +214,7 @@ def _pass(blocks: list, change: Callable, x: Tensor, values: dict[str, Tensor], 
         for block, step in zip(blocks, current, strict=True):
             moved, chance = block.move(values, schedule[t], step)
             values = values | moved
-            learned.append(step * torch.exp(block.rate * (chance.mean(0) - block.wanted)))
+            learned.append((step * torch.exp(block.rate * (chance.mean(0) - block.wanted))).clamp(max=MOST_STEP))
         current = learned
         report(t)
     return log_weights, used

@@ -58,7 +58,8 @@ class RealBlock:
 
     def stats(self, moves: int) -> dict[str, Tensor]:
         check_moved(self.kernel.taken, moves * len(self.kernel.state.u), self.names)
-        return {"accepted": self.kernel.accepted / moves, "divergences": self.kernel.divergences, "step_size": self.kernel.step}
+        made = max(self.kernel.made - self.kernel.warmup, 1)
+        return {"accepted": self.kernel.accepted / made, "divergences": self.kernel.divergences, "step_size": self.kernel.step}
 
 
 class Blocks:

@@ -78,9 +78,9 @@ class Summary:
     @property
     def rhat(self) -> Tensor:
         """Split R-hat of each number, ``(N, …)``; NaN where nothing varies or a half has fewer than two draws."""
-        if min(self.count) < 2:
+        if self.count[0] < 2 or self.count[1] < max(self.half // 4, 2):
             return torch.full_like(self.mean, torch.nan)
-        n = sum(self.count) / 2
+        n = 2.0 / (1.0 / self.count[0] + 1.0 / self.count[1])  # of halves that are not full yet
         within = (self.squares[0] / (self.count[0] - 1) + self.squares[1] / (self.count[1] - 1)).mean(0) / 2
         between = self.means.flatten(0, 1).var(0)
         return ((n - 1) / n + between / within).sqrt()
@@ -91,7 +91,9 @@ class Summary:
         if self.batches < 2:
             return torch.full_like(self.mean, torch.nan)
         chains, n = self.means.shape[1], sum(self.count)
-        long_run = self.size * self.batch_squares.mean(0) / (self.batches - 1)
+        # About the mean of all chains (replicated batch means; Argon & Andradóttir 2006), so that chains stuck apart are seen.
+        apart = self.batches * (self.batch_mean - self.batch_mean.mean(0)).square()
+        long_run = self.size * (self.batch_squares + apart).sum(0) / (self.batches * chains - 1)
         return (self.sd.square() / long_run * n * chains).clamp(max=float(n * chains))
 
     def _chain_means(self) -> Tensor:
@@ -151,10 +153,10 @@ def collect(move: Callable[[], Tensor], read: Callable[[], dict[str, Tensor]], d
 
 
 def check_moved(taken: Tensor, made: int, names: Sequence[str]) -> None:
-    """Raises a RuntimeError if, of a fair number of proposals made for each image, none was taken for one; ``taken`` ``(N,)`` counts."""
+    """Raises a ValueError if, of a fair number of proposals made for each image, none was taken for one; ``taken`` ``(N,)`` counts."""
     stuck = (taken == 0).nonzero().flatten()
     if len(stuck) and made >= ENOUGH:
-        raise RuntimeError(f"no proposal was accepted for image {int(stuck[0])} ({len(stuck)} of {len(taken)} images; "
+        raise ValueError(f"no proposal was accepted for image {int(stuck[0])} ({len(stuck)} of {len(taken)} images; "
                            f"latents {', '.join(names)}): warm up for longer, start elsewhere (start='map'), or take smaller steps")
 
 
@@ -165,5 +167,5 @@ def _welford(mean: Tensor, squares: Tensor, value: Tensor, count: int) -> None:
 
 
 def _quantile(values: Tensor) -> float:
-    values = values[values.isfinite()]
+    values = values[~values.isnan()]
     return values.sort().values[int(0.9 * (len(values) - 1))].item() if len(values) else math.nan

@@ -82,7 +82,8 @@ class Sweeps:
 
     def log_joint(self) -> Tensor:
         """Log joint density there, ``(C, N)``."""
-        return log_joint(self.model, {"z": self.z}, self.x)
+        with torch.no_grad():
+            return log_joint(self.model, {"z": self.z}, self.x)
 
     def condition(self, given: dict[str, Tensor]) -> None:
         """There are no other latents."""

@@ -74,7 +74,7 @@ class Landscape:
 
     def __call__(self, z: Tensor) -> State:
         """Looks around at values ``(C, N, *event)``: one gradient of the density."""
-        value, gain = self._evaluate(z.detach(), z.new_tensor(self.beta), *self.given.values())
+        value, gain = self._evaluate(z.detach(), z.new_full((), self.beta), *self.given.values())
         count(value, gradient=True)
         return State(z.detach(), value, gain)
 
@@ -95,6 +95,7 @@ class Landscape:
                 gain = blend(self._gain(z.detach(), first["fn"]), self._gain(z.detach(), last["fn"]), beta)
             # What the site's own law says is known on the whole lattice; of the rest only its slope.
             slope, = torch.autograd.grad((value - own).sum(), z)
+            slope = slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # any slope proposes rightly, but one without a value nothing
         return value.detach(), self._with_slope(z.detach(), gain, slope)
 
     @torch.no_grad()
@@ -140,6 +141,8 @@ class Lattice:
 
     def __init__(self, landscape: Landscape, start: Tensor, warmup: int, *, accept: float = ACCEPT) -> None:
         self.landscape, self.warmup, self.made, self.names = landscape, warmup, 0, (landscape.name,)
+        if not start.is_floating_point():
+            raise ValueError(f"the latent {landscape.name!r} has values of {start.dtype}; moves on a lattice need floating-point values")
         self.state = landscape(start)
         fine = torch.isfinite(self.state.value).all(0)
         if not fine.all():
@@ -169,7 +172,7 @@ class Lattice:
     def stats(self, moves: int) -> dict[str, Tensor]:
         """Acceptance rates over the last ``moves`` transitions and step sizes, each ``(N,)``."""
         check_moved(self.taken, moves * len(self.state.z), self.names)
-        return {"accepted": self.accepted / moves, f"step_size_{self.landscape.name}": self.step}
+        return {"accepted": self.accepted / max(self.made - self.warmup, 1), f"step_size_{self.landscape.name}": self.step}
 
     def move(self) -> Tensor:
         """One transition of all chains; returns the mean acceptance probability of each image's, ``(N,)``."""

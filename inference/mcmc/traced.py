@@ -7,6 +7,7 @@ parameters are held by reference.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -52,12 +53,29 @@ def traced(function: Function, compiled: bool = False) -> Function:
         replay = torch.no_grad()(torch.compile(graph) if compiled else graph)
         Distribution.set_default_validate_args(validated)  # which the first call of torch.compile turns off, for everybody
 
+        calls = 0
+
         def compared(*inputs: Tensor) -> tuple[Tensor, ...]:
+            nonlocal calls
+            calls += 1
+            if calls & (calls - 1):  # compared at the first call, the second, the fourth, the eighth …
+                return replay(*inputs)
             expected, found = function(*inputs), replay(*inputs)
-            same = all(torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in zip(expected, found, strict=True))
-            records[key] = replay if same else function
+            same = all(_same(a, b) for a, b in zip(expected, found, strict=True))
+            if not same:
+                records[key] = function
+                if calls > 1:
+                    warnings.warn("the function takes another course for other values, so its record was wrong for some of the last "
+                                  f"{calls // 2} calls; it is run as it is from here on", RuntimeWarning, stacklevel=2)
             return expected
 
         return compared
 
     return run
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two results differ by rounding alone: sums of large terms of both signs may leave small ones that are nothing else."""
+    finite = a.isfinite()
+    largest = a[finite].abs().max().item() if finite.any() else 0.0
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 + 1e-5 * largest, equal_nan=True)

@@ -28,6 +28,7 @@ from zoo.latents.support import support_kind
 
 __all__ = ["SAMPLERS", "mcmc"]
 
+CHUNK = 10_000_000  # numbers whose convergence is looked at in one go
 STARTS = ("guide", "prior", "map")
 # What a sampler's name means for the transitions of real-valued latents; they may be overridden.
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -67,8 +68,8 @@ def mcmc(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, sam
     ``accepted``, ``divergences`` and ``step_size`` (real-valued latents), ``step_size_<site>`` (lattice moves).
 
     Raises:
-        ValueError: for settings out of range, a start that is not finite (names the image), or latents that the sampler does not move.
-        RuntimeError: if no proposal was accepted for an image.
+        ValueError: for settings out of range, a start that is not finite (names the image), or latents that the sampler does not move; or if
+            no proposal was accepted for an image.
     """
     if chains < 1:
         raise ValueError(f"chains must be at least 1, not {chains}")
@@ -78,6 +79,9 @@ def mcmc(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, sam
     options = SAMPLERS[sampler] | {name: value for name, value in chosen.items() if value is not None}
     values = _start(model, x, guide, chains, start)
     if sampler == "nuts":
+        unused = {"steps": steps is not None, "step_size": step_size is not None, "compiled": compiled, "keep": keep is not None}
+        if any(unused.values()):
+            raise ValueError(f"the sampler 'nuts' has no {', '.join(name for name, is_given in unused.items() if is_given)}")
         samples, stats = nuts(model, x, values, draws, warmup=warmup, thin=thin, accept=accept or 0.8)
         return Posterior("mcmc", samples, stats=stats | _convergence(samples))
     block = _blocks(model, x, values, warmup, sampler, options, compiled)
@@ -134,7 +138,7 @@ def _fraction(progress: bool | Callable[[float], None]) -> Callable[[int, int, T
         return None
 
     def report(done: int, total: int, chance: Tensor, worst: float) -> None:
-        if done % max(total // 100, 1) == 0:
+        if done % max(total // 100, 1) == 0 or done == total:
             progress(done / total)
 
     return report
@@ -155,7 +159,9 @@ def _convergence(samples: dict[str, Tensor]) -> dict[str, Tensor]:
     if next(iter(samples.values())).shape[1] < 4:
         return {}
     every = torch.cat([value.flatten(3) if value.dim() > 3 else value.unsqueeze(-1) for value in samples.values()], -1)
-    return _extremes(rhat(every), ess(every))
+    size = max(CHUNK // every[:, :, 0].numel(), 1)  # images at a time: ranks take twenty times as much memory as draws
+    parts = [_extremes(rhat(part), ess(part)) for part in every.split(size, 2)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _extremes(worst: Tensor, least: Tensor) -> dict[str, Tensor]:
