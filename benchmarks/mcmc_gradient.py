@@ -2,9 +2,9 @@
 
     python benchmarks/mcmc_gradient.py [--posteriors gaussian-512 laplace-512] [--images 1000] [--chains 4] [--threads 2] [--device cuda]
 
-``program`` is what samplers use: the operations of the Pyro program, recorded once and replayed. ``handlers`` goes through Pyro at each call,
-``compiled`` compiles the record. ``autograd`` is the density by hand and PyTorch's gradient of it, ``closed_form`` has the gradient by hand,
-too, and ``products`` are the two matrix products that no implementation goes without. They run in turn; ratios are medians over the rounds.
+``program`` is what samplers use: the operations of the Pyro program, recorded once and replayed. ``handlers`` goes through Pyro at each
+call, ``compiled`` compiles the record. ``autograd`` is the density by hand and PyTorch's gradient of it, ``closed_form`` has the gradient by
+hand, too, and ``products`` are the two matrix products that no implementation goes without. They run in turn; ratios are medians.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def measured(target: Case, options: argparse.Namespace) -> dict[str, float]:
     autograd, closed_form, products = by_hand(target)
     for other in (handlers, autograd, closed_form):
         torch.testing.assert_close(other(u), program(u), **TOLERANCE)
-    runs = {"program": program, "handlers": handlers, "compiled": compiled, "autograd": autograd, "closed_form": closed_form, "products": products}
+    runs = {"program": program, "handlers": handlers, "compiled": compiled, "autograd": autograd, "closed_form": closed_form,
+            "products": products}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(options.rounds + REHEARSAL):
         for name, run in runs.items():

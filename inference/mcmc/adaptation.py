@@ -1,9 +1,10 @@
 r"""Tuning during warm-up: a step size for each image by dual averaging, a diagonal metric for each image, one trajectory length for all.
 
 Dual averaging is Nesterov's as in Hoffman & Gelman 2014 (section 3.2), on the log step size of each image; with a few chains an image's
-acceptance is noisy, so step sizes are held closer to where they were than there. The metric is the variance of
-the chains' states since a window began, shrunk as in Stan. The number of steps follows the gradient of ChEES, the change in the estimator
-of the expected square (Hoffman, Radul & Sountsov 2021), averaged over chains and images.
+acceptance is noisy, so step sizes are held closer to where they were than there. The metric is the variance of the chains' states since a
+window began, with images and latents borrowing strength from each other (:func:`pooled`). The length of trajectories, in units of the
+metric, follows the gradient of ChEES, the change in the estimator of the expected square (Hoffman, Radul & Sountsov 2021), averaged over
+chains and images, with a price on length (as in Sountsov & Hoffman 2021, but a lower one).
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["DualAveraging", "Moments", "TrajectoryLength", "halton", "windows"]
+__all__ = ["DualAveraging", "Moments", "TrajectoryLength", "halton", "pooled", "windows"]
+
+QUARTER = math.pi / 2  # of the period of a Normal: the flow has forgotten where it came from
+PRICE = 0.25  # the power of length that ChEES is divided by: means would rather have 0, squares 1; heavy tails have no summit at 0
 
 
 class DualAveraging:
@@ -64,51 +68,93 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """The variance, shrunk towards 0.001 while there are few states."""
-        n = self.count
-        return (n / (n + 5.0)) * self.squares / max(n - 1, 1) + 1e-3 * (5.0 / (n + 5.0))
+        """The unbiased variance."""
+        return self.squares / max(self.count - 1, 1)
+
+
+def pooled(variance: Tensor, draws: float) -> Tensor:
+    """Variances ``(N, K)`` of the latents of images, estimated from few draws, shrunk towards what images and latents have in common.
+
+    Log variances are taken apart into an effect of each image, one of each latent and the rest. Effects and rest are shrunk by as much as
+    their spread can be the noise of the estimates (James & Stein 1961), and none by more than two standard errors, so that the few that
+    stand out stay (limited translation; Efron & Morris 1972). With many draws nothing is left to shrink.
+
+    Arguments:
+        variance: Sample variances; 0 for latents that never moved.
+        draws: Independent draws that they are worth: the noise of a log variance is 2 / draws.
+    """
+    least = torch.finfo(variance.dtype).tiny
+    logs, noise = variance.clamp(min=least).log(), 2.0 / draws
+    image = logs.mean(1, keepdim=True)
+    latent = logs.mean(0) - image.mean()
+    rest = logs - image - latent
+    return (image + _shrunk(latent, noise / len(variance)) + _shrunk(rest, noise)).exp()
+
+
+def _shrunk(effects: Tensor, noise: float) -> Tensor:
+    weight = noise / effects.square().mean().clamp(min=noise)
+    bound = 2.0 * math.sqrt(noise)
+    return effects - (weight * effects).clamp(-bound, bound)
 
 
 class TrajectoryLength:
-    """The mean number of steps of a trajectory, a scalar on the device, that climbs ChEES by Adam."""
+    """The mean length of trajectories in units of the metric, one for all images, that climbs ChEES by Adam; a quarter period at first."""
 
-    def __init__(self, start: float, most: int, like: Tensor, *, lr: float = 0.025) -> None:
-        self.log_steps = like.new_tensor(math.log(start)).requires_grad_(True)
-        self.most = most
-        self.ascent = torch.optim.Adam([self.log_steps], lr=lr, betas=(0.0, 0.95))
+    def __init__(self, like: Tensor, *, start: float = QUARTER, lr: float = 0.05) -> None:
+        self.log_length = like.new_tensor(math.log(start)).requires_grad_(True)
+        self.log_mean, self.count = self.log_length.detach().clone(), 0
+        self.ascent = torch.optim.Adam([self.log_length], lr=lr, betas=(0.0, 0.95))
 
-    def update(self, before: Tensor, after: Tensor, velocity: Tensor, center: Tensor, travelled: Tensor, accepted: Tensor) -> None:
+    @torch.no_grad()
+    def update(self, before: Tensor, after: Tensor, velocity: Tensor, travelled: Tensor, accepted: Tensor,
+               bounds: tuple[float, float]) -> None:
         """Takes in one iteration.
 
         Arguments:
-            before, after: States at both ends of the trajectories, in units of the metric, ``(C, N, K)``.
+            before, after: How far from their mean the states were at both ends of the trajectories, in units of the metric, ``(C, N, K)``.
             velocity: Velocity at the end, likewise.
-            center: Mean state ``(N, K)``.
             travelled: Length of the trajectories, ``(N,)``.
             accepted: Acceptance probabilities ``(C, N)``, by which trajectories are weighted; 0 for divergent ones.
+            bounds: Least and greatest length that trajectories can have now.
         """
-        away = after - center
-        change = away.square().sum(-1) - (before - center).square().sum(-1)
-        slope = change * (away * velocity).sum(-1) * travelled
-        slope = torch.where(accepted > 0, slope, 0.0)
+        change = after.square().sum(-1) - before.square().sum(-1)
+        slope = change * (after * velocity).sum(-1) * travelled - 0.25 * PRICE * change.square()
+        slope = torch.where((accepted > 0) & slope.isfinite(), slope, 0.0)
         weight = accepted / accepted.sum().clamp(min=1e-6)
-        self.log_steps.grad = -(weight * slope).sum()
+        self.log_length.grad = -(weight * slope).sum()
         self.ascent.step()
-        with torch.no_grad():
-            self.log_steps.clamp_(0.0, math.log(self.most))
+        self.log_length.clamp_(*map(math.log, bounds))
+        self.count += 1
+        self.log_mean.lerp_(self.log_length, self.count**-0.5)
+
+    @torch.no_grad()
+    def rescale(self, old: Tensor, new: Tensor) -> None:
+        """Goes on under a new metric, ``(N, K)``.
+
+        The length followed the latents that the old metric had thought too narrow; by as much as the new one widens those, it falls, though
+        not below a quarter period: well past its summit ChEES has no slope to come back by.
+        """
+        ratio = new / old
+        weight = (ratio / ratio.amax()) ** 4  # as in ChEES
+        widened = (weight * ratio).sum() / weight.sum()
+        falls = torch.minimum(self.log_length, (self.log_length - widened.log()).clamp(min=math.log(QUARTER)))
+        if falls < self.log_length:
+            self.log_length.copy_(falls)
+            self.log_mean, self.count = falls.clone(), 0
 
     @property
-    def steps(self) -> float:
-        """The mean number of steps; a host sync."""
-        return self.log_steps.exp().item()
+    def length(self) -> float:
+        """The length to use: a mean of Adam's iterates, the last ones most. A host sync."""
+        return math.exp(self.log_mean.item())
 
 
 def windows(warmup: int) -> list[int]:
-    """Iterations of the warm-up at whose end the metric is set: the slow windows double, after and before a fast one (as in Stan)."""
+    """Iterations of the warm-up at which the first slow window begins, and at whose end each sets the metric; they double, and after and
+    before them only step sizes are tuned (as in Stan)."""
     if warmup < 20:
         return []
     first, last = max(round(0.15 * warmup), 1), max(round(0.1 * warmup), 1)
-    ends, at, width = [], first, max(round(0.05 * warmup), 5)
+    ends, at, width = [first], first, max(round(0.05 * warmup), 5)
     while at + width <= warmup - last:
         if at + 3 * width > warmup - last:
             width = warmup - last - at

@@ -1,8 +1,8 @@
 r"""Convergence of many chains at once: rank-normalized split :math:`\hat R` and bulk effective sample size of every coordinate.
 
-As in Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, and as ArviZ computes them one variable at a time; here all coordinates of all
-images are one batch. A coordinate that never moves has no :math:`\hat R` and no effective sample size, nor has one with values that are
-not finite: NaN. Chains that are stuck at different places have :math:`\hat R = \infty`.
+As in Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, and as ArviZ computes them one variable at a time; here coordinates are batched,
+as many at once as memory should hold. A coordinate that never moves has no :math:`\hat R` and no effective sample size, nor has one with
+values that are not finite: NaN. Chains that are stuck at different places have :math:`\hat R = \infty`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["ess", "rhat"]
+__all__ = ["diagnose", "ess", "rhat"]
+
+AT_ONCE = 2**18  # draws of all chains and coordinates: they stay in the cache, and take few MB of float64
 
 
 def rhat(draws: Tensor) -> Tensor:
@@ -21,15 +23,7 @@ def rhat(draws: Tensor) -> Tensor:
     Raises:
         ValueError: for fewer than 4 draws of each chain.
     """
-    _check(draws)
-    halves = _split(draws)
-    finite = torch.isfinite(halves).flatten(0, 1).all(0)
-    ordered = halves.flatten(0, 1).sort(0).values
-    middle = 0.5 * (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2])
-    folded = (halves - middle).abs()
-    location, scale = _rhat(_normal_scores(halves)), _rhat(_normal_scores(folded))
-    # Chains at two values alike far from the middle do not differ in scale, whatever they do in location.
-    return torch.where(finite, torch.where(scale.isnan(), location, torch.maximum(location, scale)), torch.nan)
+    return _diagnosed(draws, True, False)[0]
 
 
 def ess(draws: Tensor) -> Tensor:
@@ -38,65 +32,91 @@ def ess(draws: Tensor) -> Tensor:
     Raises:
         ValueError: for fewer than 4 draws of each chain.
     """
-    _check(draws)
-    z = _normal_scores(_split(draws))
-    chains, length = z.shape[:2]
-    total = chains * length
-    covariance = _autocovariance(z).mean(0)  # (S, …)
-    within = covariance[0] * length / (length - 1)
-    pooled = within * (length - 1) / length + z.mean(1).var(0)
-    rho = 1.0 - (within - covariance) / pooled
-    rho[0] = 1.0
-    # Sums of pairs, cut off where the first is negative (the last one at any rate), then made to fall.
-    count = 1 + max(math.ceil((length - 4) / 2), 0)
-    pairs = rho[: 2 * count].unflatten(0, (-1, 2)).sum(1)
-    alive = (pairs > 0.0).cumprod(0)
-    to_the_end, alive[-1] = alive[-1].bool(), 0
-    rest = rho.gather(0, 2 * alive.sum(0, keepdim=True)).squeeze(0)
-    rest = torch.where(to_the_end, rest, rest.clamp(min=0.0))
-    tau = 2.0 * (pairs * alive).cummin(0).values.mul(alive).sum(0) - 1.0 + rest
-    tau = tau.clamp(min=1.0 / math.log10(total))
-    fine = _moves(draws) & torch.isfinite(draws).flatten(0, 1).all(0)
-    return torch.where(fine, total / tau, torch.nan)
+    return _diagnosed(draws, False, True)[1]
 
 
-def _check(draws: Tensor) -> None:
+def diagnose(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`rhat` and :func:`ess`, for little more than the cost of one of them."""
+    return _diagnosed(draws, True, True)
+
+
+def _diagnosed(draws: Tensor, want_rhat: bool, want_ess: bool) -> tuple[Tensor, Tensor]:
+    """Those that are wanted, NaN for the other."""
     if draws.dim() < 2 or draws.shape[1] < 4:
         raise ValueError(f"diagnostics need draws (chain, draw, …) with at least 4 draws, not {tuple(draws.shape)}")
+    shape, half = draws.shape[2:], draws.shape[1] // 2
+    every = draws.reshape(*draws.shape[:2], -1)
+    found = torch.full((2, every.shape[2]), torch.nan, dtype=torch.float64, device=draws.device)
+    width = max(AT_ONCE // (every.shape[0] * every.shape[1]), 1)
+    for at in range(0, every.shape[2], width):
+        part = every[..., at: at + width]
+        halves = torch.cat([part[:, :half], part[:, -half:]]).permute(2, 0, 1).contiguous()  # chains (M, 2C, S / 2)
+        ordered, places = halves.flatten(1).sort(-1)
+        scores = _normal_scores(ordered, places).view(halves.shape)
+        if want_rhat:
+            middle = 0.5 * (ordered[:, (ordered.shape[1] - 1) // 2].double() + ordered[:, ordered.shape[1] // 2].double())
+            folded = (halves.double() - middle[:, None, None]).abs_()
+            location, scale = _rhat(scores), _rhat(_normal_scores(*folded.flatten(1).sort(-1)).view(halves.shape))
+            # Chains at two values alike far from the middle do not differ in scale, whatever they do in location.
+            worst = torch.where(scale.isnan(), location, torch.maximum(location, scale))
+            found[0, at: at + width] = torch.where(halves.isfinite().all(-1).all(-1), worst, torch.nan)
+        if want_ess:
+            low, high = part.amin((0, 1)), part.amax((0, 1))
+            fine = (low < high) & low.isfinite() & high.isfinite()
+            found[1, at: at + width] = torch.where(fine, _ess(scores), torch.nan)
+    return found[0].view(shape), found[1].view(shape)
 
 
-def _split(draws: Tensor) -> Tensor:
-    """Halves of chains as chains, ``(2C, S/2, …)``."""
-    half = draws.shape[1] // 2
-    return torch.cat([draws[:, :half], draws[:, -half:]]).double()
-
-
-def _moves(draws: Tensor) -> Tensor:
-    flat = draws.flatten(0, 1)
-    return flat.amin(0) < flat.amax(0)
-
-
-def _normal_scores(draws: Tensor) -> Tensor:
-    """Normal quantiles of fractional ranks over all draws, ties sharing their average rank."""
-    flat = draws.flatten(0, 1).movedim(0, -1).contiguous()  # (…, n)
-    ordered = flat.sort(-1).values
-    low, high = torch.searchsorted(ordered, flat), torch.searchsorted(ordered, flat, right=True)
-    rank = 0.5 * (low + high + 1).double()
-    scores = torch.special.ndtri((rank - 0.375) / (flat.shape[-1] + 0.25))
-    return scores.movedim(-1, 0).unflatten(0, draws.shape[:2])
+def _normal_scores(ordered: Tensor, places: Tensor) -> Tensor:
+    """Normal quantiles of fractional ranks of numbers ``(M, n)``, ties sharing their average rank; the numbers sorted, and whence."""
+    n = ordered.shape[-1]
+    # Ranks are whole or half: there are 2n - 1 quantiles.
+    table = torch.special.ndtri((torch.arange(2, 2 * n + 1, dtype=torch.float64, device=ordered.device) / 2 - 0.375) / (n + 0.25))
+    index = torch.arange(n, device=ordered.device)
+    other = ordered[:, 1:] != ordered[:, :-1]
+    if other.all():
+        scores = table[2 * index].expand(ordered.shape)
+    else:
+        edge = other.new_ones(len(ordered), 1)
+        first = torch.where(torch.cat([edge, other], 1), index, 0).cummax(-1).values
+        last = torch.where(torch.cat([other, edge], 1), index, n).flip(-1).cummin(-1).values.flip(-1)
+        scores = table[first + last]
+    return torch.empty(ordered.shape, dtype=torch.float64, device=ordered.device).scatter_(-1, places, scores)
 
 
 def _rhat(z: Tensor) -> Tensor:
-    length = z.shape[1]
-    within = z.var(1).mean(0)
-    between = length * z.mean(1).var(0)
+    """Of chains ``(M, C, S)``, ``(M,)``."""
+    length = z.shape[2]
+    within = z.var(2).mean(1)
+    between = length * z.mean(2).var(1)
     ratio = ((between / within + length - 1) / length).sqrt()
     return torch.where(within > 0.0, ratio, torch.where(between > 0.0, torch.inf, torch.nan))
 
 
-def _autocovariance(z: Tensor) -> Tensor:
-    """Biased autocovariance over dimension 1, of each chain ``(C, S, …)``."""
-    length = z.shape[1]
-    centered = z - z.mean(1, keepdim=True)
-    spectrum = torch.fft.rfft(centered, n=2 * length, dim=1)
-    return torch.fft.irfft(spectrum * spectrum.conj(), n=2 * length, dim=1)[:, :length] / length
+def _ess(z: Tensor) -> Tensor:
+    """Of chains ``(M, C, S)``, ``(M,)``."""
+    _, chains, length = z.shape
+    total = chains * length
+    means = z.mean(2, keepdim=True)
+    covariance = _autocovariance(z - means)  # (M, S)
+    within = covariance[:, :1] * length / (length - 1)
+    pooled = within * (length - 1) / length + means.squeeze(2).var(1)[:, None]
+    rho = 1.0 - (within - covariance) / pooled
+    rho[:, 0] = 1.0
+    # Sums of pairs, cut off where the first is negative (the last one at any rate), then made to fall.
+    count = 1 + max(math.ceil((length - 4) / 2), 0)
+    pairs = rho[:, : 2 * count].unflatten(1, (-1, 2)).sum(2)
+    alive = (pairs > 0.0).cumprod(1)
+    to_the_end, alive[:, -1] = alive[:, -1].bool(), 0
+    rest = rho.gather(1, 2 * alive.sum(1, keepdim=True)).squeeze(1)
+    rest = torch.where(to_the_end, rest, rest.clamp(min=0.0))
+    tau = 2.0 * (pairs * alive).cummin(1).values.mul(alive).sum(1) - 1.0 + rest
+    return total / tau.clamp(min=1.0 / math.log10(total))
+
+
+def _autocovariance(centered: Tensor) -> Tensor:
+    """Biased autocovariance, mean over chains ``(M, C, S)`` of mean 0, ``(M, S)``."""
+    length = centered.shape[2]
+    spectrum = torch.fft.rfft(centered, n=2 * length)
+    power = (spectrum.real.square() + spectrum.imag.square()).mean(1)
+    return torch.fft.irfft(power, n=2 * length)[:, :length] / length

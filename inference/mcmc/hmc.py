@@ -1,8 +1,8 @@
 r"""Hamiltonian Monte Carlo for a batch of images, in lock-step: every image has its own step size, metric and acceptance.
 
-A trajectory is L leapfrog steps; L is drawn anew in each iteration, between 1 and twice its mean (a Halton sequence, so that trajectories
-resonate with nothing), and its mean is tuned during warm-up. With one step it is the Metropolis-adjusted Langevin algorithm. (Neal 2011;
-Hoffman, Radul & Sountsov 2021.)
+A trajectory is L leapfrog steps; L varies between half and one and a half times its mean (by a Halton sequence, so that trajectories
+resonate with nothing). The mean is what the step size of the median image takes to go as far as ChEES wants, which is found during
+warm-up. With one step it is the Metropolis-adjusted Langevin algorithm. (Neal 2011; Hoffman, Radul & Sountsov 2021.)
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from inference.mcmc.adaptation import DualAveraging, Moments, TrajectoryLength, halton, windows
+from inference.mcmc.adaptation import DualAveraging, Moments, TrajectoryLength, halton, pooled, windows
 from inference.mcmc.chains import collect
+from inference.mcmc.trajectory import Density, State, Trajectory, first_step, leapfrog, transition
 
 __all__ = ["Chains", "Hamiltonian", "State", "Trajectory", "first_step", "hmc", "leapfrog", "transition"]
 
-FIRST_STEPS = 4.0  # mean number of steps from which tuning sets out: where trajectories are too long, ChEES has no slope to go by
+FIRST_STEPS = 8.0  # most steps while there is no metric: where scales differ, a quarter period of the widest latent may be thousands
+AUTOCORRELATED = 4.0  # draws of a window for each that is independent, in the variances of the metric: cautiously many
 DIVERGENCE = 1000.0  # nats of energy error above which a trajectory counts as divergent, as in Stan
-
-Density = Callable[[Tensor], tuple[Tensor, Tensor]]  # states (C, N, K) to log densities (C, N) and gradients (C, N, K)
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Chains:
         divergences: Divergent trajectories of each image, ``(N,)``, after warm-up.
         step: Step size of each image, ``(N,)``.
         scale: Standard deviations of the metric, ``(N, K)``.
-        steps: Mean number of leapfrog steps.
+        steps: Mean number of leapfrog steps, after warm-up.
     """
 
     states: Tensor
@@ -51,25 +50,6 @@ class Chains:
     steps: float
 
 
-class State(NamedTuple):
-    """Where chains are: states ``(C, N, K)``, their log density ``(C, N)`` and its gradient ``(C, N, K)``."""
-
-    u: Tensor
-    value: Tensor
-    gradient: Tensor
-
-
-class Trajectory(NamedTuple):
-    """How a transition came about: the proposal and its velocity ``(C, N, K)``, its acceptance probability and energy error ``(C, N)``,
-    and whether it was taken, ``(C, N)``."""
-
-    end: Tensor
-    velocity: Tensor
-    chance: Tensor
-    error: Tensor
-    taken: Tensor
-
-
 class Hamiltonian:
     """Transitions of C chains for each of N images, tuned while they warm up.
 
@@ -77,8 +57,9 @@ class Hamiltonian:
         density: Log density and gradient of states ``(C, N, K)``.
         start: Initial states ``(C, N, K)``.
         warmup: Transitions of tuning.
-        steps: Mean number of leapfrog steps; tuned by ChEES if None.
-        most_steps: Its upper bound.
+        steps: Mean number of leapfrog steps; tuned by ChEES if None (where no metric is tuned, a quarter of a standard Normal's period,
+            but few steps).
+        most_steps: Upper bound of a tuned mean.
         accept: Mean acceptance probability that step sizes aim at.
         step_size: Step sizes, a number or ``(N,)``, in units of the coordinates: neither they nor a metric are then tuned.
         adjusted: Whether proposals are accepted or rejected after the warm-up too; if not, all that are finite are taken (the unadjusted
@@ -88,7 +69,7 @@ class Hamiltonian:
         ValueError: if an initial density is not finite (says of which image), or a setting is out of range.
     """
 
-    def __init__(self, density: Density, start: Tensor, warmup: int, *, steps: float | None = None, most_steps: int = 64,
+    def __init__(self, density: Density, start: Tensor, warmup: int, *, steps: float | None = None, most_steps: int = 128,
                  accept: float = 0.8, step_size: float | Tensor | None = None, adjusted: bool = True) -> None:
         if most_steps < 1 or not 0.0 < accept < 1.0 or (steps is not None and not steps >= 1):
             raise ValueError(f"most_steps and steps must be at least 1 and accept between 0 and 1; got {most_steps}, {steps}, {accept}")
@@ -106,10 +87,12 @@ class Hamiltonian:
                 raise ValueError(f"step_size must be positive, not {step_size}")
         self.tuned = step_size is None
         self.tuner, self.moments = DualAveraging(first, accept), Moments()
-        self.length = None if steps is not None else TrajectoryLength(min(FIRST_STEPS, most_steps), most_steps, u)
-        self.steps = float(steps or self.length.steps)
-        self.ends = set(windows(warmup)) if self.tuned else set()
+        self.steps, self.most_steps = steps, most_steps
+        self.length = TrajectoryLength(u) if steps is None else None
+        self.start, *ends = (windows(warmup) if self.tuned else []) or [0]
+        self.ends = set(ends)
         self.accepted, self.taken, self.divergences = u.new_zeros(images), u.new_zeros(images), u.new_zeros(images)
+        self.leapfrogs = 0
 
     @property
     def step(self) -> Tensor:
@@ -123,53 +106,50 @@ class Hamiltonian:
     def move(self) -> Tensor:
         """One transition of all chains; returns the mean acceptance probability of each image's, ``(N,)``."""
         warm, step = self.made < self.warmup, self.step
-        count = max(math.ceil(2.0 * self.steps * halton(self.made + 1)), 1) if self.steps > 1 else 1
+        count = max(math.floor(self._mean_steps(step) * (0.5 + halton(self.made + 1)) + 0.5), 1)
         before = self.state.u
         self.state, path = transition(self.density, self.state, step, self.scale, count, self.adjusted or warm)
         self.made += 1
+        chance = path.chance.mean(0)
         if not warm:
-            self.accepted += path.chance.mean(0)
+            self.accepted += chance
             self.taken += path.taken.sum(0)
             self.divergences += (path.error < -DIVERGENCE).sum(0)
+            self.leapfrogs += count
         elif self.tuned:
             self._learn(before, path, count * step)
-        return path.chance.mean(0)
+        return chance
+
+    def _mean_steps(self, step: Tensor) -> float:
+        if self.steps is not None:
+            return self.steps
+        steps = self.length.length / step.median().item()
+        most = self.most_steps if self.ends and self.made >= min(self.ends) else min(FIRST_STEPS, self.most_steps)
+        steps = min(max(steps, 1.0), most)
+        if self.made >= self.warmup:  # nothing changes any more
+            self.steps = steps
+        return steps
 
     def _learn(self, before: Tensor, path: Trajectory, travelled: Tensor) -> None:
         self.tuner.update(path.chance.mean(0))
         self.moments.update(self.state.u)
-        metric = self.made > min(self.ends, default=0) or not self.ends
-        if self.length is not None and self.moments.count > 10 * len(before) and metric:
-            end = torch.where(torch.isfinite(path.end), path.end, before)
-            self.length.update(before / self.scale, end / self.scale, torch.nan_to_num(path.velocity), self.moments.mean / self.scale,
-                               travelled, path.chance)
-            self.steps = self.length.steps
-        if self.made in self.ends:
-            self.scale = self.moments.variance.sqrt()
+        if self.length is not None and self.ends and self.made > min(self.ends) and self.moments.count > 10 * len(before):
+            from_mean, to_mean = ((u - self.moments.mean) / self.scale for u in (before, path.end))
+            least = self.tuner.step.median().item()
+            self.length.update(from_mean, to_mean, path.velocity, travelled, path.chance, (least, least * self.most_steps))
+        if self.made == self.start:
             self.moments = Moments()
-            self.tuner.restart(self.tuner.average)
+        elif self.made in self.ends:
+            old, variance = self.scale, self.moments.variance
+            variance = torch.where(variance > 0, variance, old.square())
+            self.scale = pooled(variance, self.moments.count / AUTOCORRELATED).sqrt()
+            self.moments = Moments()
+            self.tuner.restart(self.tuner.average * (old / self.scale).amax(-1))
+            if self.length is not None:
+                self.length.rescale(old, self.scale)
 
 
-def transition(density: Density, state: State, step: Tensor, scale: Tensor, count: int, adjusted: bool = True) -> tuple[State, Trajectory]:
-    """A trajectory of ``count`` leapfrog steps with fresh momenta, accepted or rejected.
-
-    Arguments:
-        step: Step sizes ``(N,)``.
-        scale: Standard deviations of the metric, ``(N, K)``.
-        adjusted: Whether to reject by the energy error; otherwise every proposal with a density is taken.
-    """
-    momentum = torch.randn_like(state.u)
-    end, velocity, value, gradient = leapfrog(density, state.u, momentum, state.gradient, step[:, None], scale, count)
-    error = ((value - state.value).double() - 0.5 * (velocity.double().square() - momentum.double().square()).sum(-1)).to(value.dtype)
-    error = torch.where(torch.isfinite(error), error, -torch.inf)
-    chance = error.clamp(max=0.0).exp()
-    taken = torch.rand_like(chance) < chance if adjusted else error > -torch.inf
-    new = State(torch.where(taken[..., None], end, state.u), torch.where(taken, value, state.value),
-                torch.where(taken[..., None], gradient, state.gradient))
-    return new, Trajectory(end, velocity, chance, error, taken)
-
-
-def hmc(density: Density, start: Tensor, draws: int, *, warmup: int = 300, steps: float | None = None, most_steps: int = 64,
+def hmc(density: Density, start: Tensor, draws: int, *, warmup: int = 300, steps: float | None = None, most_steps: int = 128,
         accept: float = 0.8, thin: int = 1, report: Callable[[int, int, Tensor], None] | None = None) -> Chains:
     """Runs C chains for each of N images.
 
@@ -186,38 +166,7 @@ def hmc(density: Density, start: Tensor, draws: int, *, warmup: int = 300, steps
     run = collect(kernel.move, lambda: {"u": kernel.state.u, "log_prob": kernel.state.value}, draws, warmup=warmup, thin=thin,
                   report=None if report is None else lambda done, total, chance, _: report(done, total, chance))
     return Chains(run.kept["u"], kernel.state.u, run.kept["log_prob"], kernel.accepted / (draws * thin), kernel.divergences,
-                  kernel.tuner.average, kernel.scale, kernel.steps)
-
-
-def leapfrog(density: Density, u: Tensor, momentum: Tensor, gradient: Tensor, step: Tensor, scale: Tensor,
-             count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``count`` leapfrog steps of states ``(C, N, K)``; returns states, momenta, log densities and gradients.
-
-    Momenta are in units of the metric (standard normal); ``step`` is ``(N, 1)`` and ``scale`` ``(N, K)``.
-    """
-    stride = step * scale
-    momentum = momentum + 0.5 * stride * gradient
-    for i in range(count):
-        u = u + stride * momentum
-        value, gradient = density(u)
-        momentum = momentum + (0.5 if i == count - 1 else 1.0) * stride * gradient
-    return u, momentum, value, gradient
-
-
-def first_step(density: Density, state: State, scale: Tensor) -> Tensor:
-    """Doubles or halves each image's step until a single leapfrog step is accepted about half of the time (Hoffman & Gelman 2014)."""
-    step = torch.full_like(scale[:, 0], 0.1)
-    momentum = torch.randn_like(state.u)
-    direction = None
-    for _ in range(30):
-        _, after, new, _ = leapfrog(density, state.u, momentum, state.gradient, step[:, None], scale, 1)
-        change = new - state.value - 0.5 * (after.square() - momentum.square()).sum(-1)
-        easy = torch.where(torch.isfinite(change), change, -torch.inf).clamp(max=0.0).exp().mean(0) > 0.5
-        direction = torch.where(easy, 1.0, -1.0) if direction is None else torch.where(easy == (direction > 0), direction, 0.0)
-        if not direction.any():
-            break
-        step = step * 2.0**direction
-    return step
+                  kernel.tuner.average, kernel.scale, kernel.leapfrogs / (draws * thin))
 
 
 def _check_start(state: State) -> None:

@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
 from inference.density import count, latent_sites, log_terms, uncounted
 from inference.mcmc.traced import traced
@@ -44,7 +45,7 @@ class Target:
                  initial: Callable | None = None, compiled: bool = False) -> None:
         self.model, self.x, self.given, self.beta = model, x, dict(given or {}), 1.0
         self.initial, self.transforms, self.shapes = initial, {}, {}
-        self._evaluate = traced(self._value_and_grad, compiled)
+        self._evaluate = traced(self.through_handlers, compiled)
         for name, site in latent_sites(model, x).items():
             if name in self.given:
                 continue
@@ -100,12 +101,12 @@ class Target:
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Log density ``(…, N)`` and its gradient ``(…, N, K)``; both detached."""
-        beta = u.new_tensor(self.beta)
-        value, gradient = self._evaluate(u.detach(), beta, *self.given.values())
+        value, gradient = self._evaluate(u.detach(), u.new_full((), self.beta), *self.given.values())
         count(value, gradient=True)
         return value, gradient
 
-    def _value_and_grad(self, u: Tensor, beta: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+    def through_handlers(self, u: Tensor, beta: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`value_and_grad` records: the same, through Pyro's handlers at each call, for given values in their order."""
         u = u.detach().requires_grad_(True)
         with torch.enable_grad(), uncounted():
             values, volume = self._carried(u)
@@ -114,16 +115,18 @@ class Target:
         return value.detach(), gradient
 
     def _carried(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        values, volume = {}, u.new_zeros(u.shape[:-1])
-        for name, part in self._parts(u).items():
-            values[name] = self.transforms[name](part)
-            change = self.transforms[name].log_abs_det_jacobian(part, values[name])
-            volume = volume + (change.flatten(volume.dim()).sum(-1) if change.dim() > volume.dim() else change)
+        values, volume = self._parts(u), u.new_zeros(u.shape[:-1])
+        for name, transform in self.transforms.items():
+            if not _is_identity(transform):
+                part, values[name] = values[name], transform(values[name])
+                change = transform.log_abs_det_jacobian(part, values[name])
+                volume = volume + (change.flatten(volume.dim()).sum(-1) if change.dim() > volume.dim() else change)
         return values, volume
 
     def _parts(self, u: Tensor) -> dict[str, Tensor]:
-        pieces = u.split([prod(shape) for shape in self.shapes.values()], -1)
-        return {name: piece.unflatten(-1, shape) if shape else piece.squeeze(-1)
+        sizes = [prod(shape) for shape in self.shapes.values()]
+        pieces = u.split(sizes, -1) if len(sizes) > 1 else [u]
+        return {name: piece.unflatten(-1, shape) if len(shape) > 1 else piece if shape else piece.squeeze(-1)
                 for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
 
 
@@ -139,6 +142,12 @@ def blend(first: Tensor, last: Tensor, beta: Tensor | float) -> Tensor:
     """``(1 - beta)`` first + ``beta`` last, −∞ where either is."""
     none = first.isneginf() | last.isneginf()
     return torch.where(none, -torch.inf, (1.0 - beta) * first + beta * last)
+
+
+def _is_identity(transform: Transform) -> bool:
+    if isinstance(transform, IndependentTransform):
+        return _is_identity(transform.base_transform)
+    return isinstance(transform, ComposeTransform) and all(map(_is_identity, transform.parts))
 
 
 def _check_place(name: str, site: dict, images: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from inference.density import drawn_latents, latent_sites
 from inference.mcmc.blocks import Block, Blocks, RealBlock
 from inference.mcmc.chains import Draws, collect
-from inference.mcmc.diagnostics import ess, rhat
+from inference.mcmc.diagnostics import diagnose
 from inference.mcmc.gibbs import Sweeps, can_sweep
 from inference.mcmc.lattice import Landscape, Lattice
 from inference.mcmc.nuts import nuts
@@ -28,7 +28,6 @@ from zoo.latents.support import support_kind
 
 __all__ = ["SAMPLERS", "mcmc"]
 
-CHUNK = 10_000_000  # numbers whose convergence is looked at in one go
 STARTS = ("guide", "prior", "map")
 # What a sampler's name means for the transitions of real-valued latents; they may be overridden.
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -68,8 +67,8 @@ def mcmc(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, sam
     ``accepted``, ``divergences`` and ``step_size`` (real-valued latents), ``step_size_<site>`` (lattice moves).
 
     Raises:
-        ValueError: for settings out of range, a start that is not finite (names the image), or latents that the sampler does not move; or if
-            no proposal was accepted for an image.
+        ValueError: for settings out of range, a start that is not finite (names the image), latents that the sampler does not move; or
+            if no proposal was accepted for an image.
     """
     if chains < 1:
         raise ValueError(f"chains must be at least 1, not {chains}")
@@ -158,10 +157,8 @@ def _convergence(samples: dict[str, Tensor]) -> dict[str, Tensor]:
     """Greatest R-hat and least effective sample size of each image's latents, where there are draws enough."""
     if next(iter(samples.values())).shape[1] < 4:
         return {}
-    every = torch.cat([value.flatten(3) if value.dim() > 3 else value.unsqueeze(-1) for value in samples.values()], -1)
-    size = max(CHUNK // every[:, :, 0].numel(), 1)  # images at a time: ranks take twenty times as much memory as draws
-    parts = [_extremes(rhat(part), ess(part)) for part in every.split(size, 2)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    worst, least = zip(*(diagnose(value.reshape(*value.shape[:3], -1)) for value in samples.values()), strict=True)
+    return _extremes(torch.cat(worst, -1), torch.cat(least, -1))
 
 
 def _extremes(worst: Tensor, least: Tensor) -> dict[str, Tensor]:

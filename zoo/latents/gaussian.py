@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution
 
+from zoo.distributions.units import normal_units
 from zoo.latents.base import Family
 
 __all__ = ["Gaussian"]
@@ -39,7 +39,7 @@ class Gaussian(Family):
 
     def distribution(self, params: Tensor) -> Distribution:
         loc, log_scale = params.unbind(-2)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return normal_units(loc, log_scale.exp())
 
     def read(self, distribution: Distribution) -> Tensor:
         base = distribution.base_dist

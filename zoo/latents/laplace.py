@@ -5,11 +5,11 @@ The prior of sparse coding (Olshausen & Field 1996). The closed-form KL divergen
 
 from __future__ import annotations
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from zoo.distributions.units import laplace_units
 from zoo.latents.base import Family
 from zoo.latents.gaussian import residual
 
@@ -23,7 +23,7 @@ class Laplace(Family):
 
     def distribution(self, params: Tensor) -> Distribution:
         loc, log_scale = params.unbind(-2)
-        return dist.Laplace(loc, log_scale.exp()).to_event(1)
+        return laplace_units(loc, log_scale.exp())
 
     def read(self, distribution: Distribution) -> Tensor:
         base = distribution.base_dist
