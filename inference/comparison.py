@@ -31,7 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
               "local_steps": 30, "probe": 400, "mcmc": {"draws": 16, "chains": 4, "warmup": 30, "keep": 8},
               "evidence": {"chains": 8, "temperatures": 40}},
     "default": {"data_options": {}, "images": 200, "draws": 100, "k": 100, "keep": 50, "local_steps": 300, "probe": 10_000,
-                "mcmc": {"draws": 200, "chains": 4, "warmup": 150, "keep": 25},
+                "mcmc": {"draws": 150, "chains": 4, "warmup": 100, "keep": 25},
                 "evidence": {"chains": 8, "temperatures": 100}},
     "paper": {"data_options": {}, "images": 1000, "draws": 100, "k": 1000, "keep": 100, "local_steps": 1000, "probe": 10_000,
               "mcmc": {"draws": 2000, "chains": 4, "warmup": 500, "keep": 100},
