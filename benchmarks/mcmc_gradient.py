@@ -2,9 +2,10 @@
 
     python benchmarks/mcmc_gradient.py [--posteriors gaussian-512 laplace-512] [--images 1000] [--chains 4] [--threads 2] [--device cuda]
 
-``program`` is what samplers use: the operations of the Pyro program, recorded once and replayed. ``handlers`` goes through Pyro at each
-call, ``compiled`` compiles the record. ``autograd`` is the density by hand and PyTorch's gradient of it; ``closed_form`` has its gradient by
-hand, too, and ``products`` are the two matrix products that no implementation goes without. They run in turn; ratios are medians.
+``program`` is what samplers use: the operations of the Pyro program, recorded once and replayed. ``handlers`` goes through Pyro at
+each call, ``compiled`` compiles the record. ``autograd`` is the density by hand and PyTorch's gradient of it; ``closed_form`` has its
+gradient by hand, too, and ``products`` are the two matrix products that no implementation goes without. They run in turn; ratios are
+medians.
 """
 
 from __future__ import annotations
