@@ -200,11 +200,12 @@ def test_chains_of_which_nothing_is_accepted_are_an_error(program, names, monkey
     infer(program, torch.zeros(3, 1), "mcmc", draws=10, warmup=0, chains=2, steps=1.0)  # too few to say
 
 
-def test_one_image_that_does_not_move_is_named():
-    with pytest.raises(ValueError, match=r"image 2 \(1 of 3 images; latents a, b\)"):
-        check_moved(torch.tensor([9.0, 3.0, 0.0]), 50, ["a", "b"])
-    check_moved(torch.tensor([9.0, 3.0, 1.0]), 50, ["a", "b"])
-    check_moved(torch.tensor([9.0, 3.0, 0.0]), 49, ["a", "b"])
+def test_chains_that_never_move_are_told_of_and_an_image_without_others_is_refused():
+    with pytest.raises(ValueError, match=r"image 1 \(1 of 3 images; latents a, b\)"):
+        check_moved(torch.tensor([[0.0, 0.0, 9.0], [3.0, 0.0, 9.0]]), 60, ["a", "b"])
+    with pytest.warns(RuntimeWarning, match=r"2 of 6 chains, of 2 images, never moved \(latents a\)"):
+        check_moved(torch.tensor([[0.0, 4.0, 9.0], [3.0, 0.0, 9.0]]), 60, ["a"])
+    check_moved(torch.tensor([[0.0, 4.0], [3.0, 0.0]]), 10, ["a"])  # too few to tell
 
 
 @pytest.mark.parametrize("draws", [20, 201])

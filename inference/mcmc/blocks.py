@@ -57,7 +57,7 @@ class RealBlock:
         return self.kernel.move()
 
     def stats(self, moves: int) -> dict[str, Tensor]:
-        check_moved(self.kernel.taken, moves * len(self.kernel.state.u), self.names)
+        check_moved(self.kernel.taken, moves, self.names)
         made = max(self.kernel.made - self.kernel.warmup, 1)
         return {"accepted": self.kernel.accepted / made, "divergences": self.kernel.divergences, "step_size": self.kernel.step}
 

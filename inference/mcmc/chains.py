@@ -153,11 +153,29 @@ def collect(move: Callable[[], Tensor], read: Callable[[], dict[str, Tensor]], d
 
 
 def check_moved(taken: Tensor, made: int, names: Sequence[str]) -> None:
-    """Raises a ValueError if, of a fair number of proposals made for each image, none was taken for one; ``taken`` ``(N,)`` counts."""
-    stuck = (taken == 0).nonzero().flatten()
-    if len(stuck) and made >= ENOUGH:
-        raise ValueError(f"no proposal was accepted for image {int(stuck[0])} ({len(stuck)} of {len(taken)} images; "
-                           f"latents {', '.join(names)}): warm up for longer, start elsewhere (start='map'), or take smaller steps")
+    """Looks for chains of which no proposal was taken, of a fair number made.
+
+    Arguments:
+        taken: Proposals taken of each chain, ``(C, N)``.
+        made: Proposals made of each.
+        names: The latents that they are of.
+
+    Warns if there are such chains.
+
+    Raises:
+        ValueError: if an image has no others.
+    """
+    if made * len(taken) < ENOUGH:
+        return
+    still = taken == 0
+    stuck = still.all(0).nonzero().flatten()
+    if len(stuck):
+        raise ValueError(f"no proposal was accepted for image {int(stuck[0])} ({len(stuck)} of {taken.shape[1]} images; "
+                         f"latents {', '.join(names)}): warm up for longer, start elsewhere (start='map'), or take smaller steps")
+    if made >= ENOUGH and still.any():
+        warnings.warn(f"{int(still.sum())} of {still.numel()} chains, of {int(still.any(0).sum())} images, never moved (latents "
+                      f"{', '.join(names)}): the draws are not of the posterior; start elsewhere (start='map') or run more chains",
+                      RuntimeWarning, stacklevel=2)
 
 
 def _welford(mean: Tensor, squares: Tensor, value: Tensor, count: int) -> None:

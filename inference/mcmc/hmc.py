@@ -91,7 +91,7 @@ class Hamiltonian:
         self.length = TrajectoryLength(u) if steps is None else None
         self.start, *ends = (windows(warmup) if self.tuned else []) or [0]
         self.ends = set(ends)
-        self.accepted, self.taken, self.divergences = u.new_zeros(images), u.new_zeros(images), u.new_zeros(images)
+        self.accepted, self.divergences, self.taken = u.new_zeros(images), u.new_zeros(images), torch.zeros_like(u[..., 0])
         self.leapfrogs = 0
 
     @property
@@ -113,7 +113,7 @@ class Hamiltonian:
         chance = path.chance.mean(0)
         if not warm:
             self.accepted += chance
-            self.taken += path.taken.sum(0)
+            self.taken += path.taken
             self.divergences += (path.error < -DIVERGENCE).sum(0)
             self.leapfrogs += count
         elif self.tuned:

@@ -149,7 +149,7 @@ class Lattice:
             raise ValueError(f"the log density at the start of image {int((~fine).nonzero()[0])} is not finite "
                              f"({int((~fine).sum())} of {len(fine)} images; site {landscape.name!r}); start elsewhere")
         self.tuner = DualAveraging(torch.ones_like(self.state.value[0]), accept)
-        self.accepted, self.taken = torch.zeros_like(self.state.value[0]), torch.zeros_like(self.state.value[0])
+        self.accepted, self.taken = torch.zeros_like(self.state.value[0]), torch.zeros_like(self.state.value)
 
     @property
     def step(self) -> Tensor:
@@ -171,7 +171,7 @@ class Lattice:
 
     def stats(self, moves: int) -> dict[str, Tensor]:
         """Acceptance rates over the last ``moves`` transitions and step sizes, each ``(N,)``."""
-        check_moved(self.taken, moves * len(self.state.z), self.names)
+        check_moved(self.taken, moves, self.names)
         return {"accepted": self.accepted / max(self.made - self.warmup, 1), f"step_size_{self.landscape.name}": self.step}
 
     def move(self) -> Tensor:
@@ -181,7 +181,7 @@ class Lattice:
             self.tuner.update(chance.mean(0))
         else:
             self.accepted += chance.mean(0)
-            self.taken += taken.sum(0)
+            self.taken += taken
         self.made += 1
         return chance.mean(0)
 

@@ -68,7 +68,7 @@ def mcmc(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, sam
 
     Raises:
         ValueError: for settings out of range, a start that is not finite (names the image), latents that the sampler does not move; or
-            if no proposal was accepted for an image.
+            if no proposal was accepted for an image. Chains that never move while others of their image do are warned of.
     """
     if chains < 1:
         raise ValueError(f"chains must be at least 1, not {chains}")
