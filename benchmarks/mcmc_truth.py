@@ -62,7 +62,7 @@ def evidence(options: argparse.Namespace) -> Part:
     few = {name: value[:10] for name, value in truth.items()}
     results: dict[str, Any] = {"mean_field_kl": (model.log_evidence(x) - model.mean_field_elbo(x)).mean().item(), "prior": {}, "guide": {}}
     needed: dict[str, int | None] = {}
-    for start in ("prior", "guide"):
+    for start in options.starts:
         for temperatures in options.temperatures:
             row = results[start][str(temperatures)] = _annealed(model, x[:10], few, start, temperatures, options)
             print(f"{start}, {temperatures} temperatures: {row}", flush=True)
@@ -220,6 +220,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="(default: 100 on a CPU, 1000 on a GPU)")
     parser.add_argument("--evidence-images", type=int, help="at the temperatures that 10 images need (default: 20 on a CPU, else --images)")
     parser.add_argument("--evidence-chains", type=int, default=16, help="for each of those (default: %(default)s)")
+    parser.add_argument("--starts", nargs="+", choices=["prior", "guide"], default=["prior", "guide"], help="of these chains (both)")
     parser.add_argument("--temperatures", type=int, nargs="+", default=TEMPERATURES, help="(default: 50 to 1000)")
     parser.add_argument("--nuts-draws", type=int, default=1000, help="of each of its chains (default: %(default)s)")
     parser.add_argument("--model", help="folder of a trained Poisson model for patches (default: one is trained)")
