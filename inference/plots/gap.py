@@ -100,7 +100,7 @@ def _bounds(ax: Axes, rows: Sequence[Mapping[str, Any]], models: list[str], colo
     ax.set_yticks(range(len(models)), models)
     ax.set_ylim(len(models) - 0.4, -0.6)
     ax.margins(x=0.1)
-    ax.set_xlabel("NELBO = squared error + KL (nats per image)")
+    ax.set_xlabel("NELBO = distortion + KL (nats per image)")
 
 
 def approximation_gap(records: Sequence[Mapping[str, Any]], model: str) -> Spread:
