@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from inspect import signature
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 import guides
 import zoo
 from inference.checkpoint import load, save
+from inference.mcmc.chains import StoppedByHand
 from inference.methods import registry
 from inference.methods.run import infer
 from inference.metrics.decodability import linear_decodability, mean_code, principal_components
@@ -87,7 +90,8 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
     x = load_data(description["data"], description["data_options"]).test.x[: description["images"]].to(device)
     options, method = description["options"], description["method"]
     shown = {"progress": lambda fraction: report(0.6 * fraction)} if "progress" in signature(registry[method]).parameters else {}
-    posterior = infer(model, x, method, guide=guide, draws=description["draws"], seed=description["seed"], **options, **shown)
+    with _whole():
+        posterior = infer(model, x, method, guide=guide, draws=description["draws"], seed=description["seed"], **options, **shown)
     report(0.6)
     posterior.cost["bytes_per_image"] = bytes_per_image(model, x, description["method"], guide=guide, **options)
     scores = score(model, x, posterior, k=description["k"], seed=description["seed"])
@@ -107,6 +111,17 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
             {"description": description, "scores": scores.values, "decodability": readout}, indent=2) + "\n")
     report(1.0)
     return folder
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Lets Ctrl-C stop chains for good: a cell with some of its draws must not pass for a whole one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StoppedByHand)
+        try:
+            yield
+        except StoppedByHand:
+            raise KeyboardInterrupt from None
 
 
 def _convergence(posterior: Posterior) -> dict[str, float]:

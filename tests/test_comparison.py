@@ -313,6 +313,19 @@ def test_chains_give_evidence_gaps_and_distances(tmp_path):
     assert not (tmp_path / "gaps.csv").exists(), "what this comparison does not have is not left from another"
 
 
+def test_chains_that_are_stopped_are_no_cell(tmp_path, table_only):
+    def stop(what, fraction):
+        stop.calls += what == "gaussian: mcmc"
+        if stop.calls == 18:  # of 22 moves, of which 10 warm up
+            raise KeyboardInterrupt
+
+    stop.calls = 0
+    with pytest.raises(KeyboardInterrupt):
+        compare(models=["gaussian"], methods=["amortized", "mcmc"], out=tmp_path, **(TINY | {"progress": stop}))
+    names = [path.name for path in (tmp_path / "cells").iterdir()]
+    assert any("amortized" in name for name in names) and not any("mcmc" in name for name in names)
+
+
 def gaussian_evidence(model, x):
     """Exact log p(x) of a one-layer Gaussian model with a linear decoder."""
     with torch.no_grad():

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Draws", "Summary", "check_moved", "collect"]
+__all__ = ["Draws", "StoppedByHand", "Summary", "check_moved", "collect"]
 
 ENOUGH = 50  # proposals for an image of which one should have been taken
 
 Report = Callable[[int, int, Tensor, float], None]  # iteration, iterations, acceptance probabilities (N,), R-hat so far
+
+
+class StoppedByHand(RuntimeWarning):
+    """Chains were stopped by Ctrl-C and kept the draws they had."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def collect(move: Callable[[], Tensor], read: Callable[[], dict[str, Tensor]], d
     except KeyboardInterrupt:
         if made == 0:
             raise
-        warnings.warn(f"stopped by hand: {made} of {draws} draws of each chain were made and are kept", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"stopped by hand: {made} of {draws} draws of each chain were made and are kept", StoppedByHand, stacklevel=2)
         kept = {name: value[:, : (made - 1) * places // draws + 1] for name, value in kept.items()}
     return Draws(kept, {} if keep is None else summary, made)
 
