@@ -15,6 +15,7 @@ import os
 import sys
 
 import torch
+from device import check_device
 from mcmc_posteriors import Case, case
 from mcmc_pyro import pyro_nuts
 from mcmc_run import Run, summary
@@ -149,8 +150,7 @@ def arguments() -> argparse.Namespace:
         parser.error("images, chains, turns and threads must be at least 1, --draws at least 4 and --warmup at least 0")
     if not 0 <= options.pyro_images <= options.images or options.training < 0 or min(options.leapfrog or [1]) < 1:
         parser.error("--pyro-images must be between 0 and --images, --training at least 0 and --leapfrog at least 1")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
+    check_device(parser, options.device)
     return options
 
 

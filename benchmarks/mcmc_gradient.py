@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Callable
 
 import torch
+from device import check_device
 from mcmc_posteriors import Case, case
 from record import record
 from timing import seconds
@@ -100,8 +101,7 @@ def arguments() -> argparse.Namespace:
         parser.error("images, chains and threads must be at least 1, --rounds at least 2")
     if any(name.endswith("mlp") for name in options.posteriors):
         parser.error("gradients by hand are of linear decoders")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
+    check_device(parser, options.device)
     return options
 
 

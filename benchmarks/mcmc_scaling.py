@@ -11,6 +11,7 @@ import argparse
 import os
 
 import torch
+from device import check_device
 from mcmc_posteriors import Case, case, worst_ess
 from record import record
 
@@ -51,8 +52,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if min(*options.images, options.chains, options.threads) < 1 or options.draws < 4 or options.warmup < 0 or options.training < 0:
         parser.error("images, chains and threads must be at least 1, --draws at least 4, --warmup and --training at least 0")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
+    check_device(parser, options.device)
     return options
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from device import check_device
 from mcmc_truth_real import (
     CHAINS,
     Part,
@@ -230,8 +231,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of linear_gaussian, evidence and patches")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
+    check_device(parser, options.device)
     options.images = options.images or (100 if options.device == "cpu" else 1000)
     options.evidence_images = options.evidence_images or (min(20, options.images) if options.device == "cpu" else options.images)
     options.patches = options.patches or (min(50, options.images) if options.device == "cpu" else options.images)

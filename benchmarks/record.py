@@ -35,6 +35,11 @@ def _machine() -> dict[str, Any]:
             "python": platform.python_version(), "torch": torch.__version__}
 
 
+def _portable(argument: str) -> str:
+    """The argument; of an absolute path its last part, as the rest is of this machine alone."""
+    return Path(argument).name if os.path.isabs(argument) else argument
+
+
 def record(name: str, results: Any, *, seed: int | None = None, notes: str = "") -> Path:
     """Writes ``benchmarks/results/<name>.json`` and prints the results.
 
@@ -45,7 +50,7 @@ def record(name: str, results: Any, *, seed: int | None = None, notes: str = "")
         notes: What a reader must know to read the numbers right.
     """
     report = {
-        "command": " ".join(["python", os.path.relpath(sys.argv[0], RESULTS.parent.parent), *sys.argv[1:]]),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0], RESULTS.parent.parent), *map(_portable, sys.argv[1:])]),
         "commit": STARTED_FROM, "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": _machine(),
         "seed": seed, "notes": notes, "results": results,
     }

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from device import check_device
 from record import record
 from rofl_parts import BLOCKS, bounds, parts
 from rofl_per_frame import KINDS, accepted_frames, one_frame, pixel_rays, propose
@@ -146,8 +147,7 @@ def arguments() -> argparse.Namespace:
         number = getattr(options, name)
         if number is not None and number < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {number}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
+    check_device(parser, options.device)
     try:
         options.world = World(options.category, options.resolution)
     except ValueError as error:

@@ -13,6 +13,7 @@ import argparse
 import statistics
 
 import torch
+from device import check_device
 from record import record
 from timing import seconds
 
@@ -68,8 +69,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if min(options.batches) < 1 or options.frames < max(options.batches) or options.pairs < 1 or options.threads < 1:
         parser.error("pairs, threads and batches must be at least 1, and --frames at least one batch")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
+    check_device(parser, options.device)
     try:
         options.world = World(options.category, options.resolution)
     except ValueError as error:
