@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 import inference
 import zoo
-from inference.density import sites
 from inference.metrics.coverage import coverage, intervals
 from zoo.data.rofl import World, factors
+from zoo.density import sites
 
 LEVELS = (0.5, 0.9)
 AGREE = 1.05  # R-hat above which chains count as disagreeing

@@ -24,9 +24,9 @@ from timing import seconds
 from torch import Tensor
 
 import inference
-from inference.density import counting, drawn_latents
 from inference.mcmc.hmc import hmc
 from inference.mcmc.target import Target
+from zoo.density import counting, drawn_latents
 
 PEERS = ("numpyro", "blackjax")
 SMALL = {"posteriors": ["gaussian-16", "laplace-16"], "images": 20, "draws": 60, "warmup": 60, "pyro_images": 1, "turns": 1,

@@ -22,8 +22,8 @@ from record import record
 from timing import seconds
 from torch import Tensor
 
-from inference.density import drawn_latents
 from inference.mcmc.target import Target
+from zoo.density import drawn_latents
 
 REHEARSAL = 5  # rounds before what is recorded is replayed
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-2}

@@ -41,12 +41,12 @@ import inference
 import zoo
 from inference import infer
 from inference.checkpoint import load
-from inference.density import drawn_latents, latent_sites
 from inference.mcmc.annealing import ais
 from inference.mcmc.diagnostics import rhat
 from inference.mcmc.gibbs import Sweeps
 from inference.mcmc.lattice import Landscape, Lattice
 from inference.recipes import recipe
+from zoo.density import drawn_latents, latent_sites
 from zoo.oracles import LinearGaussian, fixture_image, likelihood_constant, linear_gaussian, mixture, poisson_fixture
 
 TEMPERATURES = (50, 100, 200, 500, 1000)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 import zoo
 from inference import Posterior, infer
-from inference.density import sites
 from inference.mcmc.annealing import ais
 from inference.mcmc.diagnostics import ess
+from zoo.density import sites
 from zoo.oracles import LinearGaussian, linear_gaussian
 
 IMAGES, CHAINS = 1000, 2000  # added to seeds: models are built with small ones, and equal seeds would make latents out of their weights

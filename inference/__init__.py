@@ -13,11 +13,11 @@ __all__ = ["Posterior", "compare", "elbo", "fit", "infer", "load", "log_joint", 
 _ATTRIBUTES = {
     "Posterior": "inference.posterior:Posterior",
     "compare": "inference.comparison:compare",
-    "elbo": "inference.bounds:elbo",
+    "elbo": "guides.bounds:elbo",
     "fit": "inference.training:fit",
     "infer": "inference.methods.run:infer",
     "load": "inference.checkpoint:load",
-    "log_joint": "inference.density:log_joint",
+    "log_joint": "zoo.density:log_joint",
     "save": "inference.checkpoint:save",
     "score": "inference.metrics.scores:score",
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from inference.bounds import OBJECTIVES
+from guides.bounds import OBJECTIVES
 from inference.cells import Report, digest, fit_cell, infer_cell, load_data, read_fit, read_reference, reference_cell
 from inference.choices import choose_device, choose_latents, choose_objective
 from inference.gaps import distance_cell, evidence_cell

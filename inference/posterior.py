@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.density import observation
+from zoo.density import observation
 from zoo.files import atomic_file
 
 __all__ = ["Posterior"]

@@ -16,9 +16,9 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from guides.bounds import OBJECTIVES
 from inference import checkpoint as saved
 from inference.batches import batches_of
-from inference.bounds import OBJECTIVES
 from inference.frozen import frozen
 from inference.schedules import cosine, ramp
 from zoo.latents.base import Family

@@ -10,8 +10,8 @@ from pyro.infer import TraceMeanField_ELBO
 
 import guides
 import zoo
-from inference.bounds import _trace, _walk, elbo, exact_elbo, iwae
-from inference.density import counting
+from guides.bounds import _trace, _walk, elbo, exact_elbo, iwae
+from zoo.density import counting
 from zoo.models.one_layer import OneLayer
 from zoo.networks.lin import LinearDecoder
 from zoo.oracles import fixture_image, linear_gaussian, mixture, poisson_fixture

@@ -9,7 +9,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch.distributions import Normal
 
-from inference.bounds import _trace, elbo, iwae
+from guides.bounds import _trace, elbo, iwae
 
 
 def mean_and_error(draws):

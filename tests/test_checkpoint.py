@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 import guides
 import inference
 import zoo
+from guides.bounds import elbo
 from inference import checkpoint
-from inference.bounds import elbo
 from zoo.files import atomic_file, atomic_folder
 
 X = torch.randn(8, 1, 3, 3, generator=torch.Generator().manual_seed(0))

@@ -10,10 +10,10 @@ from scipy import stats
 
 import zoo
 from inference import infer, log_joint
-from inference.density import latent_sites
 from inference.mcmc import lattice as lattice_module
 from inference.mcmc.diagnostics import ess
 from inference.mcmc.lattice import Landscape, transition
+from zoo.density import latent_sites
 from zoo.oracles import fixture_image, mixture, poisson_fixture
 
 DOUBLE = torch.float64

@@ -7,8 +7,8 @@ import torch
 
 import guides
 import zoo
+from guides.bounds import exact_elbo
 from inference import Posterior, infer, score
-from inference.bounds import exact_elbo
 from inference.metrics import evidence
 from inference.metrics.activity import active_curve
 from inference.metrics.evidence import iwae_bound

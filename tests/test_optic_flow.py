@@ -15,11 +15,11 @@ from scipy import stats
 import guides
 import inference
 import zoo
+from guides.bounds import elbo, iwae
 from guides.point import start_values
 from inference import infer
-from inference.bounds import elbo, iwae
-from inference.density import log_joint, sites
 from zoo.data.rofl import Stream, World, accepted, factors, flow, generate, masks, visible
+from zoo.density import log_joint, sites
 from zoo.models.optic_flow import OpticFlow
 from zoo.program import adopt
 from zoo.testing import check_model

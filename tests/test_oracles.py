@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 import guides
 import inference
 import zoo
-from inference.bounds import exact_elbo, exact_kl
+from guides.bounds import exact_elbo, exact_kl
 from inference.metrics.evidence import iwae_bound
 from zoo import oracles
 from zoo.testing import check_model

@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 import guides
 import inference
 import zoo
-from inference.bounds import elbo
+from guides.bounds import elbo
 from zoo.program import Adopted, adopt
 from zoo.testing import check_model
 

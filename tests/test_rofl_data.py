@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import guides
 import inference
 import zoo
-from inference.bounds import OBJECTIVES
+from guides.bounds import OBJECTIVES
 from zoo.data.base import Data, Dataset
 from zoo.data.rofl import Stream, World, accepted, causes_of, flow, frames, generate, read, rofl, sample, splits, storage, streaming, write
 

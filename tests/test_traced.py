@@ -9,12 +9,12 @@ from torch.distributions import Distribution
 
 import zoo
 from inference import infer, log_joint
-from inference.density import counting, latent_sites, uncounted
 from inference.mcmc import lattice as lattice_module
 from inference.mcmc import target as target_module
 from inference.mcmc.lattice import Landscape
 from inference.mcmc.target import Target, annealed
 from inference.mcmc.traced import traced
+from zoo.density import counting, latent_sites, uncounted
 
 ABOVE, BELOW = torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -2.0])
 

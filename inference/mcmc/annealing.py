@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.density import count, drawn_latents, latent_sites, log_terms, uncounted
 from inference.mcmc import hmc, lattice
 from inference.mcmc.adaptation import halton
 from inference.mcmc.gibbs import can_sweep, sweeps
 from inference.mcmc.target import Target
 from inference.mcmc.traced import traced
+from zoo.density import count, drawn_latents, latent_sites, log_terms, uncounted
 from zoo.latents.support import support_kind
 
 __all__ = ["Evidence", "ais", "betas"]

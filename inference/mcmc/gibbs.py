@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, OneHotCategorical, constraints
 
-from inference.density import count, log_joint
 from inference.mcmc.chains import collect
 from inference.mcmc.target import blend
+from zoo.density import count, log_joint
 from zoo.latents.base import Family
 from zoo.latents.support import support_kind
 from zoo.models.one_layer import OneLayer

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from inference.density import count, log_sites, uncounted
 from inference.mcmc.adaptation import DualAveraging
 from inference.mcmc.chains import check_moved
 from inference.mcmc.target import blend
 from inference.mcmc.traced import traced
+from zoo.density import count, log_sites, uncounted
 from zoo.latents.support import support_kind
 
 __all__ = ["Landscape", "Lattice", "State", "transition"]

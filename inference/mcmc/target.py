@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
-from inference.density import count, latent_sites, log_terms, uncounted
 from inference.mcmc.traced import traced
+from zoo.density import count, latent_sites, log_terms, uncounted
 from zoo.latents.support import support_kind
 
 __all__ = ["Target", "annealed", "blend"]

@@ -9,8 +9,8 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from inference.density import sites
 from inference.posterior import Posterior
+from zoo.density import sites
 
 __all__ = ["amortized", "draw"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import guides
-from inference.bounds import OBJECTIVES
+from guides.bounds import OBJECTIVES
 from inference.frozen import frozen
 from inference.methods.amortized import draw
 from inference.posterior import Posterior

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference.density import drawn_latents, latent_sites
 from inference.mcmc.blocks import Block, Blocks, RealBlock
 from inference.mcmc.chains import Draws, collect
 from inference.mcmc.diagnostics import diagnose
@@ -24,6 +23,7 @@ from inference.mcmc.target import Target
 from inference.methods.point import point
 from inference.posterior import Posterior
 from inference.progress import sampling_bar
+from zoo.density import drawn_latents, latent_sites
 from zoo.latents.support import support_kind
 
 __all__ = ["SAMPLERS", "mcmc"]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from guides.point import start_values
-from inference.density import latent_sites, log_joint, sites
 from inference.posterior import Posterior
 from inference.schedules import cosine
+from zoo.density import latent_sites, log_joint, sites
 from zoo.latents.support import support_kind
 from zoo.program import adopt
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference.density import counting
 from inference.methods import registry
 from inference.posterior import Posterior
+from zoo.density import counting
 
 __all__ = ["infer"]
 

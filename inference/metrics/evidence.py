@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from inference.density import log_joint
+from zoo.density import log_joint
 
 __all__ = ["iwae_bound"]
 

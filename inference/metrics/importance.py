@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from inference.arviz import pareto_k
-from inference.density import log_joint
 from inference.methods.amortized import draw
 from inference.metrics.evidence import CHUNK
 from inference.posterior import Posterior
+from zoo.density import log_joint
 
 __all__ = ["importance", "log_importance_weights", "weight_diagnostics"]
 

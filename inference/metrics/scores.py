@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.density import observation
 from inference.metrics.activity import ACTIVE_KL
 from inference.metrics.evidence import iwae_bound
 from inference.metrics.importance import log_importance_weights, weight_diagnostics
 from inference.metrics.sparsity import fraction_of_zeros, lifetime_sparsity, population_sparsity
 from inference.posterior import Posterior
+from zoo.density import observation
 
 __all__ = ["COLUMNS", "Scores", "score"]
 

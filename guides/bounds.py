@@ -22,7 +22,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from inference.density import count, sites
+from zoo.density import count, sites
 from zoo.latents.base import Family
 
 __all__ = ["Bound", "OBJECTIVES", "elbo", "exact_elbo", "iwae"]
