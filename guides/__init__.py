@@ -5,7 +5,7 @@ from typing import Any
 
 from zoo.registry import Registry
 
-__all__ = ["build", "registry"]
+__all__ = ["build", "misfit", "registry"]
 
 registry = Registry("guides", {
     "amortized": ("guides.amortized:Amortized", "one encoder for all images"),
@@ -24,11 +24,22 @@ def build(name: str, model: Any, data: Any = None, **options: Any) -> Any:
         options: The guide's own (``encoder="conv"``, ``seed=1``, …).
 
     Raises:
-        ValueError: for an unknown guide, or one that does not fit the model's latents.
+        ValueError: for an unknown guide, or one that does not fit the model's latents; says which do.
     """
-    guide = registry[name](_program(model, data), data=data, **options)
+    program = _program(model, data)
+    reason = misfit(name, program)
+    if reason is not None:
+        fitting = [other for other in registry if misfit(other, program) is None]
+        raise ValueError(f"the guide {name!r} does not fit this model: {reason}; guides that fit it: {', '.join(fitting)}")
+    guide = registry[name](program, data=data, **options)
     guide.built_with = {"name": name, **options}
     return guide
+
+
+def misfit(name: str, model: Any) -> str | None:
+    """Why the guide ``name`` does not fit a model, in a phrase; None if it fits. A guide class says so in its ``misfit(model)``."""
+    says = getattr(registry[name], "misfit", None)
+    return None if says is None else says(_program(model, None))
 
 
 def _program(model: Any, data: Any) -> Any:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from zoo.latents.base import Family
 from zoo.program import Adopted
 
-__all__ = ["Guide", "center"]
+__all__ = ["Fixed", "Guide", "center"]
 
 
 class Guide(nn.Module):
@@ -63,6 +63,21 @@ class Guide(nn.Module):
     def distribution(self, family: Family, params: Tensor) -> Distribution:
         """The family's exact distribution, or its relaxed twin while the temperature is above 0."""
         return family.relaxed(params, self.temperature) if self.temperature > 0 else family.distribution(params)
+
+
+class Fixed(Guide):
+    """A guide at given ``deltas`` ``{site: (N, P, K)}``, whatever the images.
+
+    Arguments:
+        temperature: As for every guide: 0 for exact samples.
+    """
+
+    def __init__(self, model: nn.Module, deltas: dict[str, Tensor], temperature: float = 0.0) -> None:
+        super().__init__(model)
+        self.deltas, self.temperature = deltas, temperature
+
+    def delta(self, x: Tensor) -> dict[str, Tensor]:
+        return self.deltas
 
 
 def center(distribution: Distribution) -> Tensor:

@@ -14,18 +14,20 @@ scores every latent under prior and posterior even where the closed form makes t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from zoo.density import count, sites
+from zoo.frozen import frozen
 from zoo.latents.base import Family
 
-__all__ = ["Bound", "OBJECTIVES", "elbo", "exact_elbo", "iwae"]
+__all__ = ["Bound", "OBJECTIVES", "elbo", "exact_elbo", "iwae", "over_steps"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,25 @@ def iwae(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0, part
 
 
 OBJECTIVES: dict[str, Callable[..., Bound]] = {"elbo": elbo, "exact": exact_elbo, "iwae": iwae}
+
+
+def over_steps(bound_of: Callable[..., Bound]) -> Callable[..., Bound]:
+    """The mean of a bound over the steps of a guide that infers in steps, its start left out (Marino, Yue & Mandt 2018).
+
+    The guide learns from every step. The model learns from the last one alone: earlier posteriors are on their way, and a model should not
+    adapt to them.
+    """
+
+    def averaged(model: nn.Module, guide: nn.Module, x: Tensor, **options: object) -> Bound:
+        bounds, last = [], guide.steps
+        for step, deltas in enumerate(guide.path(x)):
+            if step > 0:
+                with nullcontext() if step == last else frozen(model):
+                    bounds.append(bound_of(model, guide.at(deltas), x, **options))
+        parts = {name: [getattr(bound, name) for bound in bounds] for name in ("value", "log_likelihood", "kl", "surrogate")}
+        return Bound(**{name: None if part[0] is None else sum(part) / last for name, part in parts.items()})
+
+    return averaged
 
 
 def log_mean_exp(log_weight: Tensor) -> Tensor:

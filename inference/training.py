@@ -16,11 +16,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from guides.bounds import OBJECTIVES
+from guides.bounds import OBJECTIVES, over_steps
 from inference import checkpoint as saved
 from inference.batches import batches_of
-from inference.frozen import frozen
 from inference.schedules import cosine, ramp
+from zoo.frozen import frozen
 from zoo.latents.base import Family
 from zoo.program import adopt
 
@@ -108,6 +108,8 @@ def fit(
     batches = batches_of(data, batch_size, seed=seed, event_shape=getattr(model, "event_shape", None), device=_place(model, device))
     steps = _length(steps, epochs, batches.per_epoch)
     bound_of = _choose("objective", objective, OBJECTIVES)
+    if hasattr(guide, "path"):
+        bound_of = over_steps(bound_of)
     beta_start = min(beta_start, beta)
     if objective == "iwae":
         beta_start = beta

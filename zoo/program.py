@@ -20,6 +20,7 @@ from torch.distributions import Distribution, Independent, biject_to, constraint
 
 from zoo.data.base import images_of
 from zoo.latents.base import Family
+from zoo.latents.gaussian import location_scale_natural
 from zoo.latents.support import support_kind
 
 __all__ = ["Adopted", "Unconstrained", "adopt"]
@@ -150,3 +151,6 @@ class Unconstrained(Family):
 
     def unit_kl(self, q: Tensor, p: Tensor) -> None:
         """None: the KL divergence is from the site's own law, which these parameters do not tell."""
+
+    def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
+        return location_scale_natural(params, gradient, 2.0)

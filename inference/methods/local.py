@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 import guides
 from guides.bounds import OBJECTIVES
-from inference.frozen import frozen
+from guides.stepwise import has_exact_elbo
 from inference.methods.amortized import draw
 from inference.posterior import Posterior
 from inference.schedules import cosine
+from zoo.frozen import frozen
 
 __all__ = ["local"]
 
@@ -45,7 +46,7 @@ def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
     if objective is not None and objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {objective!r}; known are: {', '.join(OBJECTIVES)}")
     program = guides.build("local", model, x, start=guide if start == "guide" else None)
-    objective = objective or ("exact" if getattr(model, "linear", False) and _closed_form(program, x) else "elbo")
+    objective = objective or ("exact" if has_exact_elbo(program.model) else "elbo")
     bound_of = OBJECTIVES[objective]
     program.temperature = 0.0 if objective == "iwae" else temperature  # the weights need exact densities
     parameters = list(program.parameters())
@@ -66,8 +67,3 @@ def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
     posterior.stats["elbo_trace"] = trace
     return posterior
 
-
-def _closed_form(program: nn.Module, x: Tensor) -> bool:
-    with torch.no_grad():
-        params = program.posterior(x)
-        return all(family.unit_kl(params[name], params[name]) is not None for name, (family, _) in program.model.latents.items())

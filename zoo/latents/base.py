@@ -83,6 +83,33 @@ class Family:
         except NotImplementedError:
             return None
 
+    def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
+        r"""The natural gradient :math:`F^{-1} g`, with the Fisher information ``F`` of :meth:`distribution` (Amari 1998).
+
+        Here ``F`` is the second derivative of the KL divergence at equality, a ``P`` × ``P`` block for each unit; families whose units are
+        not independent, or whose ``F`` is simpler than that, say so themselves.
+
+        Arguments:
+            params: Where, ``(…, P, K)``.
+            gradient: A gradient in these parameters, of the same shape.
+
+        Raises:
+            NotImplementedError: if the family has no closed-form KL divergence.
+        """
+        return torch.linalg.solve(_fisher(self, params), gradient.movedim(-2, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, -2)
+
+
+def _fisher(family: Family, params: Tensor) -> Tensor:
+    """Blocks of the Fisher information ``(…, K, P, P)``, by differentiating the KL divergence twice."""
+    with torch.enable_grad():
+        here, near = params.detach(), params.detach().requires_grad_(True)
+        divergence = family.unit_kl(here, near)
+        if divergence is None:
+            raise NotImplementedError(f"{type(family).__name__} has no closed-form KL divergence, so no Fisher information is known")
+        slope, = torch.autograd.grad(divergence.sum(), near, create_graph=True)
+        rows = [torch.autograd.grad(part.sum(), near, retain_graph=True)[0] for part in slope.unbind(-2)]
+    return torch.stack(rows, dim=-2).movedim(-1, -3)
+
 
 def softclamp(delta: Tensor, limit: Tensor | float) -> Tensor:
     """Saturates smoothly at about ``limit`` from below, is 0 at 0, and the identity far under the limit.

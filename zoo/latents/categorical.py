@@ -64,6 +64,11 @@ class Categorical(Family):
         log_q, log_p = self._log_probs(q), self._log_probs(p)
         return log_q.exp() * (log_q - log_p - 1) + log_p.exp()
 
+    def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
+        """By the pseudoinverse of the Fisher information ``diag(p) − p pᵀ`` of each group, as logits are known up to a constant."""
+        step = (gradient / self._probs(params).unsqueeze(-2)).unflatten(-1, (self.groups, -1))
+        return (step - step.mean(-1, keepdim=True)).flatten(-2)
+
     def _logits(self, params: Tensor) -> Tensor:
         logits = params.squeeze(-2)
         return logits.unflatten(-1, (self.groups, -1)) if self.groups > 1 else logits

@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from zoo.distributions.units import normal_units
 from zoo.latents.base import Family
 
-__all__ = ["Gaussian"]
+__all__ = ["Gaussian", "location_scale_natural", "residual"]
 
 LOG_SCALE_BOUND = 5.3  # Vafaii et al. 2024: log-scales are kept within ±5.3 of the prior's by a tanh
 ACTIVATIONS = ("identity", "relu", "exp")
@@ -52,6 +52,10 @@ class Gaussian(Family):
         """KL of two Normals, from the log-scales as they are."""
         return _NormalKL.apply(q, p)
 
+    def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
+        """Fisher information ``diag(1 / scale², 2)`` for ``(loc, log_scale)``."""
+        return location_scale_natural(params, gradient, 2.0)
+
     def code(self, z: Tensor) -> Tensor:
         if self.activation == "relu":
             return z.relu()
@@ -70,6 +74,12 @@ class Gaussian(Family):
             mean = (loc + 0.5 * scale.square()).exp()
             return mean, mean.square() * scale.square().expm1()
         return loc, scale.square()
+
+
+def location_scale_natural(params: Tensor, gradient: Tensor, scale_information: float) -> Tensor:
+    """Gradient ``(…, 2, K)`` times scale² for the location, and over the information of the log-scale."""
+    to_loc, to_log_scale = gradient.unbind(-2)
+    return torch.stack([to_loc * (2.0 * params[..., 1, :]).exp(), to_log_scale / scale_information], dim=-2)
 
 
 def residual(prior: Tensor, delta: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from zoo.distributions.units import laplace_units
 from zoo.latents.base import Family
-from zoo.latents.gaussian import residual
+from zoo.latents.gaussian import location_scale_natural, residual
 
 __all__ = ["Laplace"]
 
@@ -31,3 +31,7 @@ class Laplace(Family):
 
     def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
         return residual(prior, delta)
+
+    def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
+        """Fisher information ``diag(1 / scale², 1)`` for ``(loc, log_scale)``."""
+        return location_scale_natural(params, gradient, 1.0)

@@ -80,5 +80,9 @@ class Poisson(Family):
         log_q, log_p = q.squeeze(-2), p.squeeze(-2)
         return log_q.exp() * (log_q - log_p - 1.0) + log_p.exp()
 
+    def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
+        """Fisher information ``rate``: the natural gradient is the gradient with the rate divided out."""
+        return gradient * (-params).exp()
+
     def _rate(self, params: Tensor) -> Tensor:
         return params.squeeze(-2).exp()
