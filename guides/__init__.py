@@ -9,7 +9,15 @@ __all__ = ["build", "misfit", "registry"]
 
 registry = Registry("guides", {
     "amortized": ("guides.amortized:Amortized", "one encoder for all images"),
+    "flow": ("guides.flow:Flow", "one encoder and a normalizing flow: latents may depend on one another in any way"),
+    "full": ("guides.covariance:FullCovariance", "one encoder, a Normal posterior with a full covariance"),
+    "lowrank": ("guides.covariance:LowRank", "one encoder, a Normal posterior with a diagonal plus low-rank covariance"),
+    "natural": ("guides.natural:Natural", "no encoder: natural-gradient steps on the free energy, derived from the model"),
+    "iterative": ("guides.iterative:Iterative", "a learned update, from the posterior's parameters and the slope of its ELBO"),
     "local": ("guides.local:Local", "free variational parameters for each image"),
+    "semi": ("guides.semi:Semi", "an encoder's start, refined for each image by natural-gradient steps or Adam"),
+    "laplace_approximation": ("guides.laplace_approximation:LaplaceApproximation",
+                              "a Normal at each image's mode, its covariance the inverse curvature there"),
     "map": ("guides.point:Point", "a point for each image"),
 })
 

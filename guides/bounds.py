@@ -1,10 +1,10 @@
-r"""Evidence lower bounds per image: sampled, in closed form, and importance-weighted.
+r"""Evidence lower bounds per image, sampled and in closed form; and every objective of training by its name.
 
 ``elbo``: :math:`E_q[\log p(x|z)] - \beta\,KL(q \| p)`, one traced run of guide and model; the KL in closed form where one is
 registered with PyTorch, else :math:`\log q(z) - \log p(z)`. Sites without a reparameterized sampler get the score-function
-estimator with a leave-one-out baseline. ``exact``: the expectation itself, for linear decoders. ``iwae``:
-:math:`\log \frac1S \sum_s p(x, z_s)/q(z_s)` (Burda et al. 2016), with VIMCO's baselines (Mnih & Rezende 2016) where samples
-are not reparameterized.
+estimator with a leave-one-out baseline. ``exact``: the expectation itself, for linear decoders. ``iwae`` and ``dreg``: the
+importance-weighted bound (:mod:`guides.objectives.importance`). ``rws``, ``rws_sleep`` and ``sleep``: reweighted wake–sleep
+(:mod:`guides.objectives.wake_sleep`).
 
 Programs of the zoo are walked once, guide and model together, and scored from the families' own parameters; any other pair of Pyro
 programs is traced and replayed. Both give what Pyro's ``TraceMeanField_ELBO`` gives (tests hold the three together), which
@@ -15,36 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from zoo.density import count, sites
+from guides.objectives.base import Bound, run
+from guides.objectives.importance import dreg, iwae
+from guides.objectives.online import online, online_exact
+from guides.objectives.wake_sleep import rws, rws_sleep, sleep
+from zoo.density import count
 from zoo.frozen import frozen
 from zoo.latents.base import Family
 
-__all__ = ["Bound", "OBJECTIVES", "elbo", "exact_elbo", "iwae", "over_steps"]
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A lower bound on log p(x) in nats, for each image.
-
-    Attributes:
-        value: The bound ``(N,)``; differentiate :attr:`surrogate` instead where samples are not reparameterized.
-        log_likelihood: Its expected log-likelihood ``(N,)``; None for the importance-weighted bound, which has no such part.
-        kl: Its KL divergence ``(N,)``, not multiplied by β; None likewise.
-        surrogate: What gradient steps ascend ``(N,)``.
-    """
-
-    value: Tensor
-    log_likelihood: Tensor | None
-    kl: Tensor | None
-    surrogate: Tensor
+__all__ = ["Bound", "OBJECTIVES", "WITHOUT_KL", "dreg", "elbo", "exact_elbo", "exact_kl", "iwae", "over_steps", "rws", "rws_sleep", "sleep"]
 
 
 def elbo(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0, particles: int = 1) -> Bound:
@@ -117,61 +102,33 @@ def exact_kl(model: Callable, params: dict[str, Tensor]) -> Tensor:
     return sum(divergences)
 
 
-def iwae(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0, particles: int = 8) -> Bound:
-    """The importance-weighted bound of ``particles`` exact draws. ``beta`` must be 1: the bound has no KL term to weigh.
-
-    Raises:
-        ValueError: for another ``beta``, or fewer than 2 particles for latents without reparameterized samples.
-    """
-    if beta != 1.0:
-        raise ValueError(f"the importance-weighted bound has no KL term to weigh by beta = {beta}; use beta = 1")
-    if particles < 1:
-        raise ValueError(f"particles must be at least 1, not {particles}")
-    q_sites, p_sites, log_likelihood = _run(model, guide, x, particles)
-    log_weight, log_q_score = log_likelihood, None
-    for name, q_site in q_sites.items():
-        q, p, z = q_site["fn"], p_sites[name]["fn"], q_site["value"]
-        log_q = q.log_prob(z)
-        log_weight = log_weight + p.log_prob(z) - log_q
-        if not q.has_rsample:
-            log_q_score = log_q if log_q_score is None else log_q_score + log_q
-    if log_weight.dim() == 1:
-        log_weight = log_weight.unsqueeze(0)
-    bound = log_mean_exp(log_weight)
-    surrogate = bound
-    if log_q_score is not None:
-        if particles < 2:
-            raise ValueError("the objective 'iwae' needs at least 2 particles for latents that are not reparameterized")
-        surrogate = bound + (log_q_score * _vimco_signal(log_weight.detach())).sum(0)
-    count(log_weight)
-    return Bound(bound, None, None, surrogate)
-
-
-OBJECTIVES: dict[str, Callable[..., Bound]] = {"elbo": elbo, "exact": exact_elbo, "iwae": iwae}
+OBJECTIVES: dict[str, Callable[..., Bound]] = {
+    "elbo": elbo, "exact": exact_elbo, "iwae": iwae, "dreg": dreg, "rws": rws, "rws_sleep": rws_sleep, "sleep": sleep,
+    "online": online, "online_exact": online_exact}
+# Those without a KL term, for which beta must be 1; their weights need exact draws.
+WITHOUT_KL = frozenset({"iwae", "dreg", "rws", "rws_sleep", "sleep"})
 
 
 def over_steps(bound_of: Callable[..., Bound]) -> Callable[..., Bound]:
-    """The mean of a bound over the steps of a guide that infers in steps, its start left out (Marino, Yue & Mandt 2018).
+    """The mean of a bound over the steps that a guide is trained by, as it says (:attr:`~guides.stepwise.Stepwise.scored`).
 
     The guide learns from every step. The model learns from the last one alone: earlier posteriors are on their way, and a model should not
     adapt to them.
     """
 
+    if getattr(bound_of, "over_path", False):  # walks the steps itself
+        return bound_of
+
     def averaged(model: nn.Module, guide: nn.Module, x: Tensor, **options: object) -> Bound:
-        bounds, last = [], guide.steps
+        bounds, scored, last = [], set(guide.scored), guide.steps
         for step, deltas in enumerate(guide.path(x)):
-            if step > 0:
+            if step in scored:
                 with nullcontext() if step == last else frozen(model):
                     bounds.append(bound_of(model, guide.at(deltas), x, **options))
         parts = {name: [getattr(bound, name) for bound in bounds] for name in ("value", "log_likelihood", "kl", "surrogate")}
-        return Bound(**{name: None if part[0] is None else sum(part) / last for name, part in parts.items()})
+        return Bound(**{name: None if part[0] is None else sum(part) / len(part) for name, part in parts.items()})
 
     return averaged
-
-
-def log_mean_exp(log_weight: Tensor) -> Tensor:
-    """Log of the mean weight over dimension 0."""
-    return log_weight.logsumexp(0) - torch.log(torch.tensor(float(len(log_weight)), dtype=log_weight.dtype))
 
 
 def _walk(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -198,7 +155,7 @@ def _walk(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[
 
 def _trace(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same from the traces of any two Pyro programs."""
-    q_sites, p_sites, log_likelihood = _run(model, guide, x, particles)
+    q_sites, p_sites, log_likelihood = run(model, guide, x, particles)
     # The closed form is only right while each q depends on no latent drawn after it: a guide that walks in the model's order.
     same_order = list(q_sites) == [name for name in p_sites if name in q_sites]
     divergences, scores = [], []
@@ -209,29 +166,6 @@ def _trace(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple
         if not q.has_rsample:
             scores.append(q.log_prob(z))
     return log_likelihood, sum(divergences), sum(scores) if scores else None
-
-
-def _run(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[dict, dict, Tensor]:
-    """Traces the guide and the model replayed on it: latent sites of both, and log p(x | z), ``(N,)`` or ``(particles, N)``."""
-    if particles > 1:
-        model, guide = _in_plate(model, particles), _in_plate(guide, particles)
-    with pyro.validation_enabled(False):
-        q_trace = poutine.trace(guide).get_trace(x)
-        p_trace = poutine.trace(poutine.replay(model, trace=q_trace)).get_trace(x)
-    q_sites = sites(q_trace, observed=False)
-    p_sites = sites(p_trace, observed=False)
-    if set(q_sites) != set(p_sites):
-        raise ValueError(f"the guide draws {', '.join(q_sites) or 'nothing'}, the model has {', '.join(p_sites) or 'no latents'}")
-    log_likelihood = sum(site["fn"].log_prob(site["value"]) for site in sites(p_trace, observed=True).values())
-    return q_sites, p_sites, log_likelihood
-
-
-def _in_plate(program: Callable, particles: int) -> Callable:
-    def run(x: Tensor) -> object:
-        with pyro.plate("particles", particles, dim=-2):
-            return program(x)
-
-    return run
 
 
 def _closed_form(q: Distribution, p: Distribution) -> Tensor | None:
@@ -247,12 +181,3 @@ def _leave_one_out(bound: Tensor) -> Tensor:
     if others == 0:
         return torch.zeros_like(bound)
     return (bound.sum(0, keepdim=True) - bound) / others
-
-
-def _vimco_signal(log_weight: Tensor) -> Tensor:
-    """The bound minus the bound with each particle's weight replaced by the geometric mean of the others, ``(particles, N)``."""
-    particles = len(log_weight)
-    others = (log_weight.sum(0, keepdim=True) - log_weight) / (particles - 1)
-    replaced = torch.where(torch.eye(particles, dtype=torch.bool, device=log_weight.device).unsqueeze(-1),
-                           others.unsqueeze(1), log_weight.unsqueeze(0))
-    return log_mean_exp(log_weight) - log_mean_exp(replaced.transpose(0, 1))

@@ -7,7 +7,7 @@ of steps is not part of what was learned, so that a guide can think for longer t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,11 @@ class Stepwise(Guide):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         self.steps = steps
+
+    @property
+    def scored(self) -> Sequence[int]:
+        """The steps, 0 for the start, whose bounds training climbs: all but the start, unless a subclass says otherwise."""
+        return range(1, self.steps + 1)
 
     def start(self, x: Tensor) -> Deltas:
         """Where inference begins, ``{site: (N, P, K)}``; at the prior unless a subclass says otherwise."""

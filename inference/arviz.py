@@ -16,18 +16,19 @@ __all__ = ["convert", "pareto_k", "read_samples"]
 def convert(posterior: Any) -> Any:
     """``InferenceData`` of a :class:`~inference.posterior.Posterior`: latents with dimensions (chain, draw, image, unit …).
 
-    Group ``sample_stats`` holds ``log_weight`` if the draws are weighted and the per-image statistics of the method; attributes
-    hold the method's name and its cost. A posterior that kept a part of its draws has the group ``summary``: ``<site>_mean``, ``_sd``,
-    ``_rhat`` and ``_ess`` of all of them.
+    Group ``sample_stats`` holds ``log_weight`` if the draws are weighted, ``log_q`` if their density under a guide is known, and the
+    per-image statistics of the method; attributes hold the method's name and its cost. A posterior that kept a part of its draws has
+    the group ``summary``: ``<site>_mean``, ``_sd``, ``_rhat`` and ``_ess`` of all of them.
     """
     arviz = _arviz()
     samples = {name: value.detach().cpu().numpy() for name, value in posterior.samples.items()}
     dims = {name: ["image", *(f"{name}_unit_{axis}" if value.ndim > 4 else f"{name}_unit" for axis in range(value.ndim - 3))]
             for name, value in samples.items()}
     stats = {}
-    if posterior.log_weights is not None:
-        stats["log_weight"] = posterior.log_weights.detach().cpu().numpy()
-        dims["log_weight"] = ["image"]
+    for name, value in (("log_weight", posterior.log_weights), ("log_q", posterior.log_q)):
+        if value is not None:
+            stats[name] = value.detach().cpu().numpy()
+            dims[name] = ["image"]
     draws = next(iter(samples.values())).shape[:2]
     for name, value in posterior.image_stats.items():
         stats[name] = value.detach().cpu().expand(*draws, -1).numpy()

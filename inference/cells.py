@@ -34,8 +34,8 @@ from inference.posterior import Posterior
 from inference.training import fit
 from zoo.files import atomic_folder
 
-__all__ = ["Report", "digest", "fit_cell", "folder_of", "infer_cell", "load_data", "read_fit", "read_reference", "read_scores",
-           "reference_cell"]
+__all__ = ["Report", "digest", "fit_cell", "folder_of", "guide_cell", "infer_cell", "load_data", "read_fit", "read_reference",
+           "read_scores", "reference_cell"]
 
 Report = Callable[[float], None]  # called with the fraction of the cell that is done
 
@@ -49,7 +49,7 @@ def digest(description: dict[str, Any]) -> str:
 def folder_of(out: Path, description: dict[str, Any]) -> Path:
     """Where the result of a cell is, or will be."""
     fitted = description.get("fit", description)
-    words = [fitted["model"], description.get("method", "fit"), f"seed{description['seed']}"]
+    words = [fitted["model"], description.get("method", description.get("guide", "fit")), f"seed{description['seed']}"]
     return out / "cells" / "-".join([*words, digest(description)])
 
 
@@ -73,8 +73,28 @@ def fit_cell(description: dict[str, Any], out: Path, report: Report) -> Path:
     return folder
 
 
+def guide_cell(description: dict[str, Any], out: Path, trained: Path, report: Report) -> Path:
+    """Trains the described guide on the frozen model in ``trained``; returns the folder, as written by :func:`inference.save`."""
+    folder = folder_of(out, description)
+    if folder.exists():
+        report(1.0)
+        return folder
+    training = folder.with_name(f".{folder.name}-training")
+    data = load_data(description["data"], description["data_options"])
+    model, _, _ = load(trained)
+    guide = guides.build(description["guide"], model, seed=description["seed"], **description["options"])
+    history = fit(model, guide, data, objective=description["objective"], freeze_model=True, seed=description["seed"],
+                  device=description["device"], progress=lambda step, steps, row: report(step / steps), checkpoint=training,
+                  **description["settings"])
+    save(folder, model, guide, description=description, history=history.rows)
+    shutil.rmtree(training)
+    return folder
+
+
 def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Report) -> Path:
     """Infers the held-out images of the described data with one method on the frozen model in ``trained``.
+
+    With a guide of its own, if one is described (:func:`guide_cell`), else with the one that the model was trained with.
 
     The folder holds ``scores.json``, ``arrays.safetensors`` (per-image and per-latent numbers, the first images and their
     reconstructions) and ``posterior.nc`` (ArviZ; the first images).
@@ -84,7 +104,7 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
         report(1.0)
         return folder
     device = description["device"]
-    model, guide, _ = load(trained)
+    model, guide, _ = load(trained if description.get("guide") is None else folder_of(out, description["guide"]))
     model.to(device)
     guide.to(device)
     x = load_data(description["data"], description["data_options"]).test.x[: description["images"]].to(device)

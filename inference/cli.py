@@ -31,7 +31,7 @@ def list_names(plugin: Plugin = None) -> None:
     for title, registry in sections.items():
         typer.echo(f"\n{title}")
         for name, line in registry.lines().items():
-            typer.echo(f"  {name:<16} {line}")
+            typer.echo(f"  {name:<22} {line}")
 
 
 @app.command()

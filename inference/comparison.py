@@ -15,9 +15,11 @@ from typing import Any
 
 import zoo
 from guides.bounds import OBJECTIVES
-from inference.cells import Report, digest, fit_cell, infer_cell, load_data, read_fit, read_reference, reference_cell
+from inference.cells import Report, digest, fit_cell, guide_cell, infer_cell, load_data, read_fit, read_reference, reference_cell
+from inference.checkpoint import load
 from inference.choices import choose_device, choose_latents, choose_objective
 from inference.gaps import distance_cell, evidence_cell
+from inference.methods import misfit
 from inference.methods import registry as methods_registry
 from inference.recipes import recipe
 from inference.report import write_report
@@ -29,16 +31,19 @@ __all__ = ["Comparison", "compare"]
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"data_options": {"n_train": 2000, "n_validation": 400, "n_test": 64}, "images": 64, "draws": 16, "k": 8, "keep": 16,
               "local_steps": 30, "probe": 400, "mcmc": {"draws": 16, "chains": 4, "warmup": 30, "keep": 8},
-              "evidence": {"chains": 8, "temperatures": 40}},
+              "evidence": {"chains": 8, "temperatures": 40}, "guide_steps": 10},
     "default": {"data_options": {}, "images": 200, "draws": 100, "k": 100, "keep": 50, "local_steps": 300, "probe": 10_000,
                 "mcmc": {"draws": 150, "chains": 4, "warmup": 100, "keep": 25},
-                "evidence": {"chains": 8, "temperatures": 100}},
+                "evidence": {"chains": 8, "temperatures": 100}, "guide_steps": 500},
     "paper": {"data_options": {}, "images": 1000, "draws": 100, "k": 1000, "keep": 100, "local_steps": 1000, "probe": 10_000,
               "mcmc": {"draws": 2000, "chains": 4, "warmup": 500, "keep": 100},
-              "evidence": {"chains": 32, "temperatures": 1000}},
+              "evidence": {"chains": 32, "temperatures": 1000}, "guide_steps": 20_000},
 }
+# Methods that draw from a guide which must be trained on the frozen model first, and how.
+TRAINED = ("iterative", "flow", "full", "lowrank")
+GUIDE_TRAINING = {"batch_size": 250, "optimizer": "adam", "lr": 3e-3, "final_lr": 1e-4, "warmup": 0.02, "beta_start": 1.0, "clip": 100.0}
 FOUR = ("gaussian", "laplace", "categorical", "poisson")
-SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0, "mcmc": 60.0, "evidence": 30.0}  # rough shares of the progress bar
+SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0, "mcmc": 60.0, "evidence": 30.0, "guide": 60.0}  # rough shares of the progress bar
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,9 @@ def compare(
     Arguments:
         data: Name of a data set.
         models: Names of latent families to train models of; the zoo's four if None.
-        methods: Names of ways of inferring. With ``"mcmc"`` among them, images' log evidence is estimated, too, and the other posteriors
-            are held against that of the chains.
+        methods: Names of ways of inferring, each of which must fit every model. Those that draw from a guide of their own
+            (``"iterative"``, ``"flow"``, …) train it on the frozen model. With ``"mcmc"`` among them, images' log evidence is estimated,
+            too, and the other posteriors are held against that of the chains.
         seeds: Seeds; each gives a training and an inference of its own.
         budget: ``"smoke"``, ``"default"`` or ``"paper"``: training recipe, sizes of data and of the evaluation.
         out: Folder for ``table.csv``, ``report.md``, figures, ``posteriors/`` and the cells. What is there already is not
@@ -128,7 +134,8 @@ def compare(
                  "encoder": encoder, "objective": objective or choose_objective(model, decoder), "settings": settings, "seed": seed,
                  "device": device, "source": _source(model)} for seed in seeds for model in models]
     work = [(described, [_inference(described, method, sizes) for method in methods]) for described in fits]
-    total = sum(_training_seconds(described) + sum(SECONDS.get(m, 20.0) for m in [*methods, *(["evidence"] if "mcmc" in methods else [])])
+    extra = [*(["evidence"] if "mcmc" in methods else []), *(["guide"] * len(set(methods) & set(TRAINED)))]
+    total = sum(_training_seconds(described) + sum(SECONDS.get(m, 20.0) for m in [*methods, *extra])
                 for described, _ in work) / 0.98  # the rest is for the figures
 
     cells: list[tuple[Path, Path]] = []
@@ -137,6 +144,7 @@ def compare(
     with _display(progress) as show:
         show("data", 0.0)
         components = _check_readouts(fits, sizes["probe"])
+        _check_methods(fits, methods)
         out.mkdir(parents=True, exist_ok=True)
         done = 0.0
         for described, inferences in work:
@@ -148,8 +156,11 @@ def compare(
             folder = Path(described["saved"]) if "saved" in described else fit_cell(described, out, training)
             done += share
             inferred: dict[str, Path] = {}
-            steps: list[tuple[str, Callable[[Report], Path]]] = [
-                (inference["method"], partial(infer_cell, inference, out, folder)) for inference in inferences]
+            steps: list[tuple[str, Callable[[Report], Path]]] = []
+            for inference in inferences:
+                if "guide" in inference:
+                    steps.append(("guide", partial(guide_cell, inference["guide"], out, folder)))
+                steps.append((inference["method"], partial(infer_cell, inference, out, folder)))
             if "mcmc" in methods:
                 same = {key: inferences[0][key] for key in ("fit", "data", "data_options", "seed", "device", "images")}
                 described_evidence = same | sizes["evidence"]
@@ -167,6 +178,7 @@ def compare(
                 evidence[folder, described["seed"]] = inferred.pop("evidence")
                 distances |= {path: distance_cell(path, inferred["mcmc"], sizes["keep"], out) for method, path in inferred.items()
                               if method != "map"}
+            inferred.pop("guide", None)
             cells += [(folder, path) for path in inferred.values()]
         show("figures", 0.99)
         rows, references = gather(cells, evidence, distances), {}
@@ -182,6 +194,10 @@ def _inference(fitted: dict[str, Any], method: str, sizes: dict[str, Any]) -> di
     described = {"fit": fitted, "data": fitted["data"], "data_options": fitted["data_options"], "seed": fitted["seed"],
                  "device": fitted["device"], "method": method, "options": {"steps": sizes["local_steps"]} if method == "local" else {},
                  **{key: sizes[key] for key in ("images", "draws", "k", "keep", "probe")}}
+    if method in TRAINED:
+        objective = fitted.get("objective", "elbo") if method == "iterative" else "elbo"
+        described["guide"] = {key: described[key] for key in ("fit", "data", "data_options", "seed", "device")} | {
+            "guide": method, "options": {}, "objective": objective, "settings": GUIDE_TRAINING | {"steps": sizes["guide_steps"]}}
     if method == "mcmc":  # chains of the thousands of images that a readout is fitted on would take hours
         options = dict(sizes["mcmc"])
         described |= {"draws": options.pop("draws"), "options": options, "probe": 0}
@@ -241,6 +257,22 @@ def _check_readouts(fits: Sequence[dict[str, Any]], probe: int) -> int:
             raise ValueError(f"a readout of {latents} latents cannot be fitted on {fitted} images; choose at most {fitted - 2} latents")
         components = max(components, min(latents, *data.train.x.flatten(1).shape))
     return components
+
+
+def _check_methods(fits: Sequence[dict[str, Any]], methods: Sequence[str]) -> None:
+    """Raises ``ValueError`` if a method does not fit a model, before anything is trained; says which methods fit all of them."""
+    for described in fits:
+        if "saved" in described:
+            model = load(Path(described["saved"]))[0]
+        else:
+            model = zoo.build(described["model"], load_data(described["data"], described["data_options"]), latents=described["latents"],
+                              decoder=described["decoder"], seed=described["seed"], **described["options"])
+        for method in methods:
+            reason = misfit(method, model)
+            if reason is not None:
+                fitting = [name for name in methods_registry if misfit(name, model) is None]
+                raise ValueError(f"the method {method!r} does not fit the model {described['model']!r}: {reason}; "
+                                 f"methods that fit it: {', '.join(fitting)}")
 
 
 def _training_seconds(described: dict[str, Any]) -> float:

@@ -25,6 +25,8 @@ class Posterior:
         samples: ``{site: (chain, draw, image, *event)}``; a point estimate has one chain and one draw.
         log_weights: Log importance weights ``(chain, draw, image)``, or None if every draw counts alike.
         params: Parameters of the variational posterior ``{site: (image, P, K)}``, or None if there is none.
+        log_q: Log density of each draw under the guide it comes from, of all its latents together, in the model's own (constrained)
+            space, nats, ``(chain, draw, image)``; None where it is not known, or follows from ``params``.
         stats: The method's own statistics, tensors by name: ``(image,)``, or ``(step,)`` if the name ends in ``_trace``.
         summary: Of draws that were not all kept, ``{site: {"mean", "sd", "rhat", "ess": (image, *event)}}``; None where all were.
         cost: ``gradient_evaluations`` and ``evaluations`` per image, ``seconds`` (wall clock, all images) and ``device``.
@@ -37,6 +39,7 @@ class Posterior:
     stats: dict[str, Tensor] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, dict[str, Tensor]] | None = None
+    log_q: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -87,13 +90,14 @@ class Posterior:
         return replace(
             self, samples={name: value[:, :, :count] for name, value in self.samples.items()},
             log_weights=None if self.log_weights is None else self.log_weights[..., :count],
+            log_q=None if self.log_q is None else self.log_q[..., :count],
             params=None if self.params is None else {name: value[:count] for name, value in self.params.items()}, stats=stats,
             summary=_mapped(self.summary, lambda value: value[:count]))
 
     def to(self, device: str | torch.device) -> Posterior:
         """The same posterior with its tensors on ``device``."""
         parts = {name: _mapped(getattr(self, name), lambda value: value.to(device)) for name in
-                 ("samples", "log_weights", "params", "stats", "summary")}
+                 ("samples", "log_weights", "log_q", "params", "stats", "summary")}
         return replace(self, **parts)
 
 

@@ -1,7 +1,8 @@
-r"""Training: minibatch gradient ascent on an evidence lower bound, with the published schedules.
+r"""Training: minibatch gradient ascent on an evidence lower bound or another objective, with the published schedules.
 
 Step ``i`` of ``n`` ascends :math:`\frac1B \sum_b L_\beta(x_b)` with schedules from :mod:`inference.schedules`.
-Images stay on the device, shuffled there (:mod:`inference.batches`), or are made there by a stream.
+Images stay on the device, shuffled there (:mod:`inference.batches`), or are made there by a stream. Monte Carlo EM
+(:mod:`inference.expectation_maximization`) has Markov chains of all images in the place of the guide.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from guides.bounds import OBJECTIVES, over_steps
 from inference import checkpoint as saved
+from inference.ascended import ascended, means, of_name
 from inference.batches import batches_of
 from inference.schedules import cosine, ramp
 from zoo.frozen import frozen
@@ -33,7 +34,9 @@ OPTIMIZERS = {"adamax": torch.optim.Adamax, "adam": torch.optim.Adam}
 class History:
     """What training went through: rows with ``step``, ``elbo`` (nats per image), ``kl``, ``lr``, ``beta``, ``temperature``,
     ``seconds``; a row's ``elbo`` and ``kl`` are means over the steps since the row before it, on training images, with β = 1
-    and, where samples are relaxed, of relaxed samples: of use to see training converge, no result."""
+    and, where samples are relaxed, of relaxed samples: of use to see training converge, no result. ``kl`` is NaN for objectives that
+    have none. Monte Carlo EM adds ``log_joint`` (mean log p(x, z) at the chains' states) and ``accepted`` (their mean acceptance
+    probability); without a guide its ``elbo`` is NaN."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -43,9 +46,10 @@ class History:
 
 def fit(
     model: Callable,
-    guide: nn.Module,
+    guide: nn.Module | None,
     data: object,
     *,
+    method: str = "variational",
     objective: str = "elbo",
     steps: int | None = None,
     epochs: float | None = None,
@@ -62,7 +66,9 @@ def fit(
     beta_warmup: float = 0.5,
     temperature: tuple[float, float] | None = None,
     anneal: float = 0.5,
-    particles: int = 1,
+    particles: int | None = None,
+    transitions: int = 2,
+    sampler: str = "auto",
     freeze_model: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -76,10 +82,15 @@ def fit(
 
     Arguments:
         model: The generative model, of the zoo or any Pyro program; left in evaluation mode.
-        guide: Its guide; left in evaluation mode at temperature 0.
+        guide: Its guide; left in evaluation mode at temperature 0. The method ``"mcmc"`` needs none.
         data: A data set (its training images), images ``(n, *event_shape)``, or a stream (anything with ``images(start, stop)``, such as
             :class:`zoo.data.rofl.Stream`): then each step takes the next ``batch_size``, and none is seen twice.
-        objective: ``"elbo"`` (sampled; closed-form KL), ``"exact"`` (no sampling; linear decoders) or ``"iwae"``.
+        method: ``"variational"``: model and guide ascend the objective. ``"mcmc"``: Monte Carlo EM: the model ascends log p(x, z) at the
+            states of Markov chains, kept for every training image, and a guide that is given learns from them, too.
+        objective: ``"elbo"`` (sampled; closed-form KL), ``"exact"`` (no sampling; linear decoders); ``"iwae"``, and the same bound with
+            doubly reparameterized gradients, ``"dreg"`` (real-valued latents); reweighted wake–sleep, ``"rws"``, half of the guide's
+            wake phase replaced by sleep, ``"rws_sleep"``, or the guide's ``"sleep"`` phase alone, for which the model must be frozen.
+            Those from ``"iwae"`` on have no KL term, so that β must be 1, and use exact draws, whatever the temperature.
         steps, epochs: Length of training; give one of them (steps, for a stream).
         batch_size: Images per step; the last, smaller batch of an epoch is dropped.
         optimizer: ``"adamax"`` or ``"adam"``.
@@ -89,7 +100,11 @@ def fit(
         beta, beta_start, beta_warmup: Weight of the KL: linear from ``beta_start`` over the fraction ``beta_warmup``.
         temperature, anneal: Temperature of relaxed samples at start and end, linear over the fraction ``anneal``; by default
             the family's own.
-        particles: Draws per image and step.
+        particles: Draws per image and step, by default the objective's own number (1 for the ELBO, 8 for importance-weighted ones); of
+            the method ``"mcmc"`` chains per image (1), which keep as many numbers as there are images and latents.
+        transitions: Of the method ``"mcmc"``: transitions of each chain when its image comes up.
+        sampler: Of the method ``"mcmc"``: ``"auto"``, ``"hmc"``, ``"mala"``, ``"gibbs"`` or ``"lattice"``
+            (:class:`inference.mcmc.persistent.PersistentChains`).
         freeze_model: Whether only the guide learns.
         seed: Seed of batches and samples; the same seed on the same device gives the same result.
         device: Where to train; where the model is if None. Model and guide are moved there and stay.
@@ -107,19 +122,17 @@ def fit(
     model = adopt(model, data)
     batches = batches_of(data, batch_size, seed=seed, event_shape=getattr(model, "event_shape", None), device=_place(model, device))
     steps = _length(steps, epochs, batches.per_epoch)
-    bound_of = _choose("objective", objective, OBJECTIVES)
-    if hasattr(guide, "path"):
-        bound_of = over_steps(bound_of)
-    beta_start = min(beta_start, beta)
-    if objective == "iwae":
-        beta_start = beta
+    chosen = ascended(method, objective, model, guide, data, batches, particles=particles, freeze_model=freeze_model,
+                      batch_size=batch_size, transitions=transitions, sampler=sampler, seed=seed)
+    bound_of, guide, batches, particles = chosen.bound_of, chosen.guide, chosen.batches, chosen.particles
+    beta_start = beta if chosen.exact else min(beta_start, beta)
     start, end = temperature or _anneal(model)
     guide.to(batches.device)
     parameters = [p for p in guide.parameters() if p.requires_grad]
     parameters += [] if freeze_model else [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("there is nothing to train: neither guide nor model has free parameters")
-    ascent = _choose("optimizer", optimizer, OPTIMIZERS)(parameters, lr=lr, weight_decay=weight_decay)
+    ascent = of_name("optimizer", optimizer, OPTIMIZERS)(parameters, lr=lr, weight_decay=weight_decay)
     if compile:
         if objective != "exact":
             raise ValueError("compile=True needs the objective 'exact': Pyro's handlers cannot be compiled")
@@ -132,6 +145,8 @@ def fit(
         "final_lr": final_lr, "weight_decay": weight_decay, "warmup": warmup, "restarts": restarts, "clip": clip, "beta": beta,
         "beta_start": beta_start, "beta_warmup": beta_warmup, "temperature": [start, end], "anneal": anneal,
         "particles": particles, "freeze_model": freeze_model, "seed": seed}
+    if method == "mcmc":
+        settings |= {"method": method, "transitions": transitions, "sampler": sampler}
     history, first = History(), 0
     if log_every < 1:
         raise ValueError(f"log_every must be at least 1, not {log_every}")
@@ -141,7 +156,7 @@ def fit(
             first, history.rows = saved.resume(checkpoint, model, guide, ascent, settings)
         before = history.rows[-1]["seconds"] if history.rows else 0.0
         began = written = time.perf_counter()
-        totals = torch.zeros(2, device=batches.device)
+        totals: dict[str, Tensor] = {}
         since = first
         for step in range(first, steps):
             t = step / steps
@@ -152,21 +167,23 @@ def fit(
                 weight = torch.tensor(weight)
             else:
                 ascent.param_groups[0]["lr"] = rate
-            guide.temperature = 0.0 if objective == "iwae" else ramp(t, start, end, anneal)
+            guide.temperature = 0.0 if chosen.exact else ramp(t, start, end, anneal)
             bound = bound_of(model, guide, batches.at(step), beta=weight, particles=particles)
             ascent.zero_grad(set_to_none=True)
             (-bound.surrogate.mean()).backward()
             if clip is not None:
                 nn.utils.clip_grad_norm_(parameters, clip)
             advance()
-            totals += _summary(bound)
+            for name, value in means(bound).items():
+                totals[name] = totals[name] + value if name in totals else value
             if (step + 1) % log_every == 0 or step + 1 == steps:
-                value, kl = (totals / (step + 1 - since)).tolist()
-                totals.zero_()
+                row = dict(zip(totals, (torch.stack([*totals.values()]) / (step + 1 - since)).tolist(), strict=True))
+                totals.clear()
                 since = step + 1
                 seconds = before + time.perf_counter() - began
-                history.rows.append({"step": step + 1, "elbo": value, "kl": kl, "lr": rate, "beta": float(weight),
-                                     "temperature": guide.temperature, "seconds": seconds})
+                history.rows.append({"step": step + 1} | row | {"lr": rate, "beta": float(weight), "temperature": guide.temperature,
+                                                                  "seconds": seconds})
+                value = row.get("log_joint", row["elbo"])
                 if not value - value == 0:  # inf and nan alike
                     raise FloatingPointError(f"the bound is {value} around step {step + 1}; try a smaller lr or a smaller clip")
                 report(step + 1, steps, history.rows[-1])
@@ -195,12 +212,6 @@ def _length(steps: int | None, epochs: float | None, steps_per_epoch: int | None
     return steps
 
 
-def _choose(kind: str, name: str, known: dict) -> Callable:
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}; known are: {', '.join(known)}")
-    return known[name]
-
-
 def _anneal(model: nn.Module) -> tuple[float, float]:
     """The slowest-cooling schedule among the model's latents that are relaxed."""
     families = [family for family, _ in model.latents.values()]
@@ -208,19 +219,11 @@ def _anneal(model: nn.Module) -> tuple[float, float]:
     return max(schedules, key=lambda pair: pair[1], default=(1.0, 1.0))
 
 
-def _summary(bound: object) -> Tensor:
-    """Mean over images of the bound (with the KL at full weight) and of the KL."""
-    if bound.kl is None:
-        value = bound.value.detach().mean()
-        return torch.stack([value, torch.full_like(value, torch.nan)])
-    kl = bound.kl.detach().mean()
-    return torch.stack([bound.log_likelihood.detach().mean() - kl, kl])
-
-
 @contextmanager
 def _training(model: nn.Module, guide: nn.Module, freeze_model: bool, seed: int) -> Iterator[None]:
     """Training mode, a seeded generator, the model frozen if asked; everything as before (in evaluation mode) afterwards."""
-    devices = sorted({p.device.index or 0 for p in guide.parameters() if p.device.type == "cuda"})
+    parameters = [*guide.parameters(), *model.parameters()]
+    devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), frozen(model) if freeze_model else nullcontext():
         torch.manual_seed(seed)
         try:

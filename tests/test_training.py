@@ -2,6 +2,7 @@
 
 import errno
 import math
+from inspect import signature
 
 import pyro
 import pytest
@@ -51,7 +52,7 @@ class Spy:
         return self.inner(model, guide, x, beta=beta, particles=particles)
 
 
-@pytest.mark.parametrize("objective", ["elbo", "exact", "iwae"])
+@pytest.mark.parametrize("objective", ["elbo", "exact", "iwae", "rws"])
 def test_the_same_seed_gives_the_same_bits(objective, unchanged_generator):
     results = []
     with unchanged_generator():
@@ -200,6 +201,22 @@ def test_default_temperatures_are_the_families_and_iwae_draws_exactly(monkeypatc
     assert spy.calls[0]["temperature"] == 1.0 and spy.calls[-1]["temperature"] == 0.1
     fit(*pair(), X, steps=4, objective="iwae", particles=2, **QUIET)
     assert {(call["temperature"], call["beta"]) for call in exact.calls} == {(0.0, 1.0)}
+
+
+def test_particles_are_the_objectives_own_by_default(monkeypatch):
+    """One draw of an importance-weighted bound would be an ELBO under another name."""
+    for objective, wanted in (("elbo", 1), ("exact", 1), ("iwae", 8), ("rws", 8)):
+        drawn, inner = [], OBJECTIVES[objective]
+
+        def noting(model, guide, x, *, beta=1.0, particles=wanted, inner=inner, drawn=drawn):
+            drawn.append(particles)
+            return inner(model, guide, x, beta=beta, particles=particles)
+
+        assert signature(inner).parameters["particles"].default == wanted
+        monkeypatch.setitem(OBJECTIVES, objective, noting)
+        fit(*pair(), X, steps=1, objective=objective, **QUIET)
+        fit(*pair(), X, steps=1, objective=objective, particles=3, **QUIET)
+        assert drawn == [wanted, 3]
 
 
 def test_history_averages_over_the_steps_since_the_last_row():

@@ -1,12 +1,37 @@
 """Ways of inferring: each takes a program and images and returns a :class:`~inference.posterior.Posterior`."""
 
+from typing import Any
+
+import guides
 from zoo.registry import Registry
 
-__all__ = ["registry"]
+__all__ = ["misfit", "registry"]
 
 registry = Registry("methods", {
     "amortized": ("inference.methods.amortized:amortized", "one pass of the encoder; samples from its posterior"),
+    "iterative": ("inference.methods.stepwise:iterative", "the learned steps of an iterative guide"),
+    "semi": ("inference.methods.stepwise:semi", "an encoder's start, refined for each image by natural-gradient steps or Adam"),
     "local": ("inference.methods.local:local", "variational parameters optimized for each image, from the encoder or the prior"),
+    "natural": ("inference.methods.natural:natural", "natural-gradient steps on the free energy of each image, without an encoder"),
+    "flow": ("inference.methods.amortized:flow", "samples from a trained normalizing flow"),
+    "full": ("inference.methods.amortized:full", "samples from a trained Normal posterior with a full covariance"),
+    "lowrank": ("inference.methods.amortized:lowrank", "samples from a trained Normal posterior with a low-rank covariance"),
+    "laplace_approximation": ("inference.methods.laplace_approximation:laplace_approximation",
+                              "a Normal at each image's mode, its covariance the inverse curvature there"),
     "map": ("inference.methods.point:point", "the most probable latents: gradient ascent, or ascent on the lattice of counts"),
+    "ista": ("inference.methods.ista:ista", "sparse codes by iterative shrinkage (Laplace latents, linear decoder)"),
+    "fista": ("inference.methods.ista:fista", "the same, accelerated"),
+    "lca": ("inference.methods.lca:lca", "the same, by neurons that inhibit one another: the locally competitive algorithm"),
     "mcmc": ("inference.methods.mcmc:mcmc", "Markov chains for every image at once: HMC, Gibbs sweeps, moves on the lattice of counts"),
 })
+
+
+def misfit(name: str, model: Any) -> str | None:
+    """Why the method ``name`` cannot infer a model's latents, in a phrase; None if it can.
+
+    A method says so in its attribute ``misfit``, a function of the model; one that draws from a guide leaves it to that guide.
+    """
+    says = getattr(registry[name], "misfit", None)
+    if says is not None:
+        return says(model)
+    return guides.misfit(name, model) if name in guides.registry else None

@@ -94,8 +94,9 @@ def _draw(model: Callable, x: Tensor, proposal: Callable | Posterior, count: int
         laws = {name: model.latents[name][0].distribution(value) for name, value in proposal.params.items()}
         z = {name: law.sample((count,)) for name, law in laws.items()}
         return z, sum(law.log_prob(z[name]) for name, law in laws.items())
-    z = {name: value[0] for name, value in draw(proposal, x, count).samples.items()}
-    return z, log_joint(proposal, z, x)
+    drawn = draw(proposal, x, count)
+    z = {name: value[0] for name, value in drawn.samples.items()}
+    return z, log_joint(proposal, z, x) if drawn.log_q is None else drawn.log_q[0]
 
 
 def _check(model: Callable, x: Tensor, proposal: Callable | Posterior) -> None:

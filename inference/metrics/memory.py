@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -60,8 +61,11 @@ def bytes_per_image(model: Callable, x: Tensor, method: str, *, guide: nn.Module
     accepted = inspect.signature(registry[method]).parameters
     if "warmup" in accepted:
         options = options | {"warmup": 1}
-    elif "steps" in accepted:
-        options = options | {"steps": 2}
+    for name in ("steps", "max_steps"):
+        if name in accepted and "warmup" not in accepted:
+            options = options | {name: 2}
     options = {name: value for name, value in options.items() if name not in ("progress", "keep")}
-    few, more = (peak_bytes(lambda n=n: infer(model, x[:n], method, guide=guide, draws=1, **options)) for n in (8, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two steps do not converge, and need not
+        few, more = (peak_bytes(lambda n=n: infer(model, x[:n], method, guide=guide, draws=1, **options)) for n in (8, 16))
     return max(more - few, 0) / 8 if len(x) >= 16 else float("nan")

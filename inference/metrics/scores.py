@@ -14,7 +14,7 @@ from inference.metrics.evidence import iwae_bound
 from inference.metrics.importance import log_importance_weights, weight_diagnostics
 from inference.metrics.sparsity import fraction_of_zeros, lifetime_sparsity, population_sparsity
 from inference.posterior import Posterior
-from zoo.density import observation
+from zoo.density import log_terms, observation
 
 __all__ = ["COLUMNS", "Scores", "score"]
 
@@ -67,6 +67,10 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
         k: Draws of the importance-weighted bound.
         seed: Seed of those draws.
 
+    A posterior without parameters whose draws carry their density (``log_q``: flows, correlated Normals, Laplace's approximation) is
+    scored from these draws: ``kl`` is the mean of log q − log p(z) over them, and the importance-weighted bound is of the first ``k`` of
+    them (of all, if they are fewer).
+
     Every number honours the family's activation: what is decoded and what sparsity is measured on is the code.
     """
     squares, log_likelihood, peak, code_mean = _reconstruct(model, x, posterior)
@@ -80,6 +84,11 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
         else:
             log_weights = log_importance_weights(model, x, posterior, k, seed=seed)
             bound, shape = log_weights.logsumexp(0) - math.log(k), weight_diagnostics(log_weights)["pareto_k"]
+    elif posterior.log_q is not None and posterior.log_weights is None:
+        log_ratio, log_weights = _of_draws(model, x, posterior)
+        kl, log_weights = log_ratio.mean(0), log_weights[:k]
+        bound = log_weights.logsumexp(0) - math.log(len(log_weights))
+        shape = weight_diagnostics(log_weights)["pareto_k"] if len(log_weights) > 1 else shape
     flat = x.flatten(1)
     spread = (flat - flat.mean(1, keepdim=True)).square().sum(1)
     distortion = peak - log_likelihood
@@ -148,6 +157,19 @@ def _kl(model: Callable, posterior: Posterior) -> tuple[Tensor, Tensor | None]:
 
     model.descend(walk)
     return sum(per_image), torch.cat(units) if len(units) == len(per_image) else None
+
+
+def _of_draws(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tensor, Tensor]:
+    """Of each draw, log q(z) − log p(z) and log p(x, z) − log q(z), each ``(draws, N)``, all chains in one row."""
+    chains, draws = posterior.log_q.shape[:2]
+    ratios, weights = [], []
+    for chain in range(chains):
+        for draw in range(draws):
+            z = {name: value[chain, draw] for name, value in posterior.samples.items()}
+            prior, likelihood = log_terms(model, z, x)
+            ratios.append(posterior.log_q[chain, draw] - prior)
+            weights.append(likelihood - ratios[-1])
+    return torch.stack(ratios), torch.stack(weights)
 
 
 def _code(model: Callable, posterior: Posterior) -> Tensor:

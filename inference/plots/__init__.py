@@ -12,6 +12,8 @@ from inference.plots.reconstructions import plot_reconstructions
 from inference.plots.rofl import plot_frames
 from inference.plots.style import save
 from inference.plots.training import gaussian_constant, plot_training
+from inference.plots.trajectory import plot_steps, plot_trajectory
 
 __all__ = ["draw_key", "flow_colors", "gaussian_constant", "plot_active_curve", "plot_calibration", "plot_corner", "plot_decodability",
-           "plot_dictionary", "plot_flow", "plot_frames", "plot_frontier", "plot_gap", "plot_reconstructions", "plot_training", "save"]
+           "plot_dictionary", "plot_flow", "plot_frames", "plot_frontier", "plot_gap", "plot_reconstructions", "plot_steps",
+           "plot_training", "plot_trajectory", "save"]
