@@ -38,16 +38,20 @@ def build(name: str, model: Any, data: Any = None, **options: Any) -> Any:
     reason = misfit(name, program)
     if reason is not None:
         fitting = [other for other in registry if misfit(other, program) is None]
-        raise ValueError(f"the guide {name!r} does not fit this model: {reason}; guides that fit it: {', '.join(fitting)}")
+        raise ValueError(f"the guide {name!r} does not fit the model: {reason}; guides that fit it: {', '.join(fitting)}")
     guide = registry[name](program, data=data, **options)
     guide.built_with = {"name": name, **options}
     return guide
 
 
-def misfit(name: str, model: Any) -> str | None:
-    """Why the guide ``name`` does not fit a model, in a phrase; None if it fits. A guide class says so in its ``misfit(model)``."""
+def misfit(name: str, model: Any, data: Any = None) -> str | None:
+    """Why the guide ``name`` does not fit a model, in a phrase; None if it fits. A guide class says so in its ``misfit(model)``.
+
+    Arguments:
+        data: Images or a data set, for programs from outside the zoo.
+    """
     says = getattr(registry[name], "misfit", None)
-    return None if says is None else says(_program(model, None))
+    return None if says is None else says(_program(model, data))
 
 
 def _program(model: Any, data: Any) -> Any:

@@ -22,6 +22,7 @@ __all__ = ["ENCODINGS", "Iterative"]
 
 ENCODINGS = ("image", "params", "gradient", "errors")
 FLOOR = 1e-6  # added to a gradient's size before its logarithm is taken, and to what it is divided by
+FAR = 20.0  # greatest asinh of a natural gradient: where a rate or a scale has vanished it overflows
 
 
 class Iterative(Stepwise):
@@ -125,7 +126,8 @@ class Iterative(Stepwise):
                 parts.append(delta)
             if "gradient" in self.encodes:
                 size = slope.square().mean(-1, keepdim=True).sqrt() + FLOOR
-                parts += [slope / size, size.log().expand_as(slope), torch.asinh(natural[name]), memory[f"update/{name}"]]
+                steps = torch.asinh(natural[name].nan_to_num()).clamp(-FAR, FAR)
+                parts += [slope / size, size.log().expand_as(slope), steps, memory[f"update/{name}"]]
             features[name] = torch.cat(parts, dim=-2) if parts else delta[..., :0, :]
         image = [x.flatten(1)] if "image" in self.encodes else []
         if "errors" in self.encodes:

@@ -19,7 +19,7 @@ from inference.cells import Report, digest, fit_cell, guide_cell, infer_cell, lo
 from inference.checkpoint import load
 from inference.choices import choose_device, choose_latents, choose_objective
 from inference.gaps import distance_cell, evidence_cell
-from inference.methods import misfit
+from inference.methods import fitting, misfit
 from inference.methods import registry as methods_registry
 from inference.recipes import recipe
 from inference.report import write_report
@@ -270,9 +270,8 @@ def _check_methods(fits: Sequence[dict[str, Any]], methods: Sequence[str]) -> No
         for method in methods:
             reason = misfit(method, model)
             if reason is not None:
-                fitting = [name for name in methods_registry if misfit(name, model) is None]
                 raise ValueError(f"the method {method!r} does not fit the model {described['model']!r}: {reason}; "
-                                 f"methods that fit it: {', '.join(fitting)}")
+                                 f"methods that fit it: {', '.join(fitting(model))}")
 
 
 def _training_seconds(described: dict[str, Any]) -> float:

@@ -232,7 +232,7 @@ def test_from_saved_models(tmp_path, table_only):
 @pytest.mark.parametrize(("change", "error", "words"), [
     ({"data": "tinny"}, ValueError, "unknown data 'tinny'; known are: patches"),
     ({"models": ["poison"]}, ValueError, "unknown models 'poison'"),
-    ({"methods": ["mapp"]}, ValueError, "unknown methods 'mapp'; known are: amortized, local, map"),
+    ({"methods": ["mapp"]}, ValueError, "unknown methods 'mapp'; known are: amortized"),
     ({"budget": "huge"}, ValueError, "unknown budget 'huge'; known are: smoke, default, paper"),
     ({"models": []}, ValueError, "at least one of the models"), ({"methods": []}, ValueError, "at least one of the methods"),
     ({"seeds": []}, ValueError, "at least one of the seeds"), ({"seeds": [1, 1]}, ValueError, "named twice: 1, 1"),

@@ -151,6 +151,20 @@ def test_chains_of_real_values_are_in_the_posterior(sampler):
     assert abs(accepted - {"hmc": 0.8, "mala": 0.574}[sampler]) < 0.1
 
 
+def test_every_image_has_its_own_step_size():
+    """Acceptance falls with the step size, on some images sooner than on others."""
+    chains = PersistentChains(linear_gaussian(latents=2, event_shape=(1, 1, 3)), IMAGES, batch_size=2, sampler="hmc")
+    width = torch.tensor([0.3, 0.5, 1.0, 3.0])
+
+    def accepted(index):
+        return (-chains.log_steps[0, index].exp() / width[index]).exp()
+
+    for visit in range(400):
+        index = torch.tensor([[2, 0], [3, 1]])[visit % 2]
+        chains._tune(accepted(index).unsqueeze(0), index, visit)
+    torch.testing.assert_close(accepted(torch.arange(4)), torch.full((4,), 0.8), atol=0.03, rtol=0.0)
+
+
 def test_chains_of_mixed_latents_are_in_the_posterior():
     x = torch.tensor([[-1.5], [0.3], [2.0], [0.9]])
     draws, _ = visited(switching, x, 30, chains=150, transitions=2)

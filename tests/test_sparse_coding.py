@@ -503,7 +503,9 @@ def test_dead_atoms_become_what_is_not_yet_explained():
     overlap, revived = {}, {}
     for revive in (None, 20):
         model = zoo.build("sparse_coding", x.shape[1:], latents=10, penalty=0.3, scale=0.1, seed=1)
-        model.decoder.weight = torch.cat([model.decoder.weight.detach()[:, :6], unseen], 1)
+        seeing = model.decoder.weight.detach()[:, :6].clone()
+        seeing[25:] = 0.0
+        model.decoder.weight = torch.cat([seeing, unseen], 1)
         history = learn_dictionary(model, x, steps=100, batch_size=100, revive=revive, progress=False)
         learned, revived[revive] = model.decoder.weight.detach(), sum(history.column("revived"))
         torch.testing.assert_close(learned.norm(dim=0), torch.ones(10))

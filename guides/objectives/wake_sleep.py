@@ -66,8 +66,8 @@ sleep.over_path = True  # it follows a guide that infers in steps through the im
 
 
 def log_posterior(guide: Callable, latents: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Log q(z | x) of given latents ``{site: (…, N, *event)}`` under a guide's exact laws, ``(…, N)``; where it infers in steps, the mean over
-    the steps that it is trained by."""
+    """Log q(z | x) of given latents ``{site: (…, N, *event)}`` under a guide's exact laws, ``(…, N)``; where it infers in steps, the mean
+    over the steps that it is trained by."""
     with exact_draws(guide):
         if hasattr(guide, "path"):
             scored = set(guide.scored)

@@ -134,7 +134,7 @@ class PersistentChains(nn.Module):
         error = chance - chance.new_tensor(wanted)[:, None]
         mean = error.mean(1, keepdim=True)
         self.log_steps += mean / math.sqrt(1.0 + visits)
-        self.log_steps[:, index] += (error - mean) / math.sqrt(1.0 + visits * len(index) / len(self.x))
+        self.log_steps[:, index] += 2.0 * (error - mean) / math.sqrt(1.0 + visits * len(index) / len(self.x))
 
     def _values(self, name: str) -> Tensor:
         return getattr(self, f"values{self.discrete.index(name)}")

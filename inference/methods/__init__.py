@@ -5,7 +5,7 @@ from typing import Any
 import guides
 from zoo.registry import Registry
 
-__all__ = ["misfit", "registry"]
+__all__ = ["fitting", "misfit", "registry"]
 
 registry = Registry("methods", {
     "amortized": ("inference.methods.amortized:amortized", "one pass of the encoder; samples from its posterior"),
@@ -26,12 +26,20 @@ registry = Registry("methods", {
 })
 
 
-def misfit(name: str, model: Any) -> str | None:
+def misfit(name: str, model: Any, x: Any = None) -> str | None:
     """Why the method ``name`` cannot infer a model's latents, in a phrase; None if it can.
 
-    A method says so in its attribute ``misfit``, a function of the model; one that draws from a guide leaves it to that guide.
+    A method says so in its attribute ``misfit``, a function of model and images; one that is named after a guide leaves it to that guide.
+
+    Arguments:
+        x: Images, for programs from outside the zoo.
     """
     says = getattr(registry[name], "misfit", None)
     if says is not None:
-        return says(model)
-    return guides.misfit(name, model) if name in guides.registry else None
+        return says(model, x)
+    return guides.misfit(name, model, x) if name in guides.registry else None
+
+
+def fitting(model: Any, x: Any = None) -> list[str]:
+    """Names of the methods that can infer a model's latents."""
+    return [name for name in registry if misfit(name, model, x) is None]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from inference.methods.lasso import Lasso, Start, shrink
+from inference.methods.lasso import Lasso, Start, misfit, shrink
 from inference.methods.sparse import Scheme, State, sparse_code
 from inference.posterior import Posterior
 
@@ -90,3 +90,7 @@ def _descent(problem: Lasso) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     rate = 1.0 / problem.curvature()
     threshold = rate * problem.slope
     return lambda target, point, mean: shrink(torch.addmm(point, target - mean, problem.weight, alpha=rate), threshold)
+
+
+ista.misfit = misfit
+fista.misfit = misfit

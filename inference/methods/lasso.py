@@ -94,6 +94,16 @@ def read(model: Callable, x: Tensor) -> Lasso:
     return Lasso(matrix / noise[:, None], (x.flatten(1) - offset) / noise, scale.reciprocal(), offset, noise)
 
 
+def misfit(model: nn.Module, x: Tensor | None = None) -> str | None:
+    """Why a program poses no such problem, or None if it does; ``x`` is only needed for programs without an ``event_shape``."""
+    try:
+        with torch.no_grad():
+            read(model, torch.zeros(1, *model.event_shape) if x is None else x[:1])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def first_codes(problem: Lasso, x: Tensor, guide: nn.Module | None, start: Start) -> Tensor:
     """Codes ``(N, K)`` to start from: zeros for None, the mean of the ``"guide"``, of a posterior, or the codes themselves.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from inference.methods.lasso import Lasso, Start, shrink
+from inference.methods.lasso import Lasso, Start, misfit, shrink
 from inference.methods.sparse import Scheme, State, sparse_code
 from inference.posterior import Posterior
 
@@ -69,3 +69,6 @@ def lca_scheme(problem: Lasso, time_constant: float | None = None) -> Scheme:
         return {"target": state["target"], "code": code, "mean": problem.decode(code), "potential": potential}
 
     return Scheme(begin, advance, f"; Euler steps are stable from a time constant of {max(stable / 2, 1.0):.1f} steps")
+
+
+lca.misfit = misfit

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference.methods import registry
+from inference.methods import fitting, misfit, registry
 from inference.posterior import Posterior
 from zoo.density import counting
 
@@ -32,7 +32,8 @@ def infer(model: Callable, x: Tensor, method: str = "amortized", *, guide: nn.Mo
         options: The method's own options.
 
     Raises:
-        ValueError: for an unknown method or option, images of the wrong shape or not finite, or a missing guide.
+        ValueError: for an unknown method or option, images of the wrong shape or not finite, a missing guide, or a method
+            that does not fit the model's latents; says which do.
     """
     run = registry[method]
     accepted = list(inspect.signature(run).parameters)[4:]
@@ -49,6 +50,9 @@ def infer(model: Callable, x: Tensor, method: str = "amortized", *, guide: nn.Mo
         raise ValueError(f"image {int((~finite).nonzero()[0])} has values that are not finite")
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
+    reason = misfit(method, model, x)
+    if reason is not None:
+        raise ValueError(f"the method {method!r} does not fit the model: {reason}; methods that fit it: {', '.join(fitting(model, x))}")
     x = x.detach()  # images drawn from a model carry its graph
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), counting() as cost:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from inference.plots.arrays import array
 from inference.plots.flow_key import draw_wheel
@@ -80,7 +80,7 @@ def plot_trajectory(trajectories: Mapping[str, Trajectory], *, reference: Mappin
 
 
 @styled
-def plot_steps(x: Any, trajectories: Mapping[str, Trajectory], *, steps: Sequence[int] = (0, 1, 2, 4, 8, 16), images: int = 4,
+def plot_steps(x: Any, trajectories: Mapping[str, Trajectory], *, steps: Sequence[int] = (0, 1, 2, 4, 8, 16), images: int = 2,
                title: str | None = None) -> Figure:
     """Film strips: what an image looks like after chosen steps, beside the image itself; one strip for each way of inferring.
 
@@ -116,12 +116,13 @@ def plot_steps(x: Any, trajectories: Mapping[str, Trajectory], *, steps: Sequenc
     limit = float(np.quantile(size, 0.95 if is_flow(shape) else 0.99) or size.max() or 1.0)
 
     height, width = tiles(shown[:1], shape, limit).shape[1:3]
-    tile = min(1.2, max(0.7, 9.0 / (SPACING * (len(steps) + 1))))  # inches; narrower ones have no room for their numbers
+    strips = count * len(trajectories)
+    tile = max(0.62, min(1.2, 9.0 / (SPACING * (len(steps) + 1)), 6.4 / strips))  # inches; narrower ones have no room for their numbers
     down = height / width + 0.24 / tile  # of a strip, in widths of a tile
     block = down * len(trajectories) + GAP  # of an image
     wide, tall = SPACING * (len(steps) + 1) * tile + NAMES, (block * count - GAP) * tile + HEAD
     key = KEY + 0.3 if is_flow(shape) else 0.0
-    figure = new_figure(wide + key + 0.2, max(tall, HEAD + key) + 0.5 * bool(title) + 0.1, title)
+    figure = new_figure(wide + key + 0.2, max(tall, HEAD + key) + 0.4 * bool(title), title)
     ax = figure.subplots(1, 2, width_ratios=[wide, KEY])[0] if key else figure.subplots()
     if key:
         draw_wheel(figure.axes[1], f"rim: {np.degrees(limit):.3g} deg/s\nor more")
@@ -197,8 +198,7 @@ def _line(ax: Axes, across: np.ndarray, up: np.ndarray, label: str, style: dict[
 def _step_axis(ax: Axes, last: int) -> None:
     ax.set_xscale("symlog", base=2, linthresh=1.0, linscale=0.8)
     ticks = [0, *(2**power for power in range(math.ceil(math.log2(max(last, 1))) + 1))]
-    keep = 2 if len(ticks) > 9 else 1
-    ax.xaxis.set_major_locator(FixedLocator([ticks[0], *ticks[1::keep]]))
+    ax.xaxis.set_major_locator(FixedLocator([0, *ticks[1::1 + len(ticks) // 12]]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_xlim(-0.05, last * 1.08)
@@ -209,8 +209,10 @@ def _time_axis(ax: Axes, trajectories: Any) -> None:
     """From zero on, then like a logarithm from the shortest step on."""
     times = [_milliseconds(t) for t in trajectories]
     shortest = min((float(t[1]) for t in times if t[1] > 0), default=1.0)
-    ax.set_xscale("symlog", base=10, linthresh=10.0 ** math.floor(math.log10(shortest)), linscale=0.4)
-    ax.xaxis.set_minor_locator(LogLocator(base=10, subs=range(2, 10)))
+    powers = range(math.ceil(math.log10(shortest)), math.ceil(math.log10(max(t[-1] for t in times) or 1.0)) + 1)
+    ax.set_xscale("symlog", base=10, linthresh=shortest, linscale=0.4)
+    ax.xaxis.set_major_locator(FixedLocator([0.0, *(10.0**power for power in powers)]))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set_xlim(left=0.0)
+    ax.set_xlim(-0.02 * shortest, 1.1 * max(t[-1] for t in times))
     ax.set_xlabel("time (ms per image, all images in one batch)")
