@@ -16,9 +16,10 @@ from device import check_device
 from record import record
 from torch import Tensor
 
-import inference
 import zoo
 from inference.dictionary import learn_dictionary
+from inference.methods.run import infer
+from inference.metrics.scores import score
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5, 2.0)
 NOTES = (
@@ -81,8 +82,8 @@ def _model(data: Any, options: argparse.Namespace, penalty: float, atoms: Tensor
 def _row(data: Any, options: argparse.Namespace, penalty: float, atoms: Tensor, dictionary: str, method: str, **more: Any) -> dict:
     """The point of the frontier at one penalty."""
     model, x = _model(data, options, penalty, atoms), data.test.x
-    posterior = inference.infer(model, x, method, **more)
-    values, per_image = (scores := inference.score(model, x, posterior)).values, scores.per_image
+    posterior = infer(model, x, method, **more)
+    values, per_image = (scores := score(model, x, posterior)).values, scores.per_image
     zeros = (posterior.samples["z"][0, 0] == 0).double().mean(1)
     split = 0.5 * (1.0 + values["zeros"])
     return {

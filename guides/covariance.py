@@ -48,13 +48,13 @@ class FullCovariance(JointGuide):
         entries = size * (size - 1) // 2
         super().__init__(model, extra=entries if self_made else 0, encoder=encoder, bias=bias, init_scale=init_scale, seed=seed)
         self.below = nn.Parameter(torch.zeros(entries))
-        self.gain = nn.Parameter(torch.zeros(()))  # of what the encoder adds: none at the start
+        self.gain = nn.Parameter(torch.zeros(())) if self.extra else None  # of what the encoder adds: none at the start
         rows, columns = torch.tril_indices(size, size, -1)
         self.register_buffer("places", rows * size + columns, persistent=False)
         self.register_buffer("eye", torch.eye(size), persistent=False)
 
     def prepare(self, extra: Tensor) -> Tensor:
-        below = self.below if extra.shape[-1] == 0 else self.below + self.gain * extra
+        below = self.below if self.gain is None else self.below + self.gain * extra
         flat = below.new_zeros(*below.shape[:-1], self.eye.numel())
         return flat.index_copy(-1, self.places, below).unflatten(-1, self.eye.shape) + self.eye
 
@@ -83,10 +83,10 @@ class LowRank(JointGuide):
         super().__init__(model, extra=size * rank if per_image else 0, encoder=encoder, bias=bias, init_scale=init_scale, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         self.wide = nn.Parameter(START / rank**0.5 * torch.randn(size, rank, generator=generator))
-        self.gain = nn.Parameter(torch.zeros(()))
+        self.gain = nn.Parameter(torch.zeros(())) if self.extra else None
 
     def prepare(self, extra: Tensor) -> Tensor:
-        return self.wide if extra.shape[-1] == 0 else self.wide + self.gain * extra.unflatten(-1, self.wide.shape)
+        return self.wide if self.gain is None else self.wide + self.gain * extra.unflatten(-1, self.wide.shape)
 
     def law(self, index: int, here: Coordinates, prepared: Tensor, above: Tensor) -> Distribution:
         first = above.shape[-1]

@@ -6,7 +6,7 @@ no derivative of one image by the latents of another is ever formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 
@@ -21,8 +21,7 @@ __all__ = ["Summit", "hessian", "summits"]
 
 CHUNK = 2**24  # numbers held at once: images × coordinates × (coordinates + pixels)
 HALVINGS = 20
-CONVERGED = 1e-8  # nats that a Newton step still promises
-LEAST_GAIN = 1e-5  # nats, and relative to the log density: less than this is no ascent any more
+LEAST_SHARE = 1e-3  # of what a step promised: where less is gained, the density is not smooth (a kink), and Newton steps lead nowhere
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Summit:
     replaced: Tensor
 
 
-def summits(model: nn.Module, x: Tensor, values: dict[str, Tensor], *, newton: int, floor: float) -> Summit:
-    """Climbs from ``values`` ``{site: (N, *event)}`` by Newton steps, each halved until it climbs.
+def summits(model: nn.Module, x: Tensor, starts: Sequence[dict[str, Tensor]], *, newton: int, floor: float) -> Summit:
+    """Climbs by Newton steps, each halved until it climbs, from the best of some starts ``{site: (N, *event)}`` for each image.
 
     Arguments:
         model: A model of the zoo, or an adopted program, with real-valued latents.
@@ -57,8 +56,8 @@ def summits(model: nn.Module, x: Tensor, values: dict[str, Tensor], *, newton: i
     """
     size = sum(sizes_of(model).values())
     width = max(1, CHUNK // (size * (size + prod(x.shape[1:]))))
-    parts = [_climb(model, x[at:at + width], {name: value[at:at + width] for name, value in values.items()}, newton, floor, at)
-             for at in range(0, len(x), width)]
+    parts = [_climb(model, x[at:at + width], [{name: value[at:at + width] for name, value in start.items()} for start in starts],
+                    newton, floor, at) for at in range(0, len(x), width)]
     return Summit(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Summit)))
 
 
@@ -76,13 +75,15 @@ def hessian(log_density: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor,
     return value.detach(), gradient.detach(), rows.movedim(0, 1)
 
 
-def _climb(model: nn.Module, x: Tensor, values: dict[str, Tensor], newton: int, floor: float, first: int) -> Summit:
-    u, scale = _start(model, x, values)
-
+def _climb(model: nn.Module, x: Tensor, starts: Sequence[dict[str, Tensor]], newton: int, floor: float, first: int) -> Summit:
     def log_density(u: Tensor) -> Tensor:
         placed, log_det = _placed(model, x, u)
         return log_joint(model, placed, x) + log_det
 
+    (u, scale), *others = (_start(model, x, values) for values in starts)
+    for other, other_scale in others:
+        better = (log_density(other) > log_density(u)).unsqueeze(-1)
+        u, scale = torch.where(better, other, u), torch.where(better, other_scale, scale)
     for step in range(newton + 1):
         value, gradient, curvature = hessian(log_density, u)
         _check(value, gradient, curvature, first)
@@ -90,11 +91,12 @@ def _climb(model: nn.Module, x: Tensor, values: dict[str, Tensor], newton: int, 
         slope = gradient.double() * scale
         way = torch.cholesky_solve(slope.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
         promise = 0.5 * (slope * way).sum(-1)
-        if step == newton or promise.max() < CONVERGED:
+        if step == newton:
             break
         climbed, gain = _halving(log_density, u, (scale * way).to(u), value)
         u, value = climbed, value + gain
-        if (gain <= LEAST_GAIN * (1.0 + value.abs())).all():
+        rounding = 10.0 * torch.finfo(value.dtype).eps * (1.0 + value.abs())
+        if ((gain <= rounding) | (gain < LEAST_SHARE * promise)).all():
             break  # the curvature is that of a point next to this one
     factor = scale.unsqueeze(-1) * _inverse_root(precision)
     return Summit(u, factor.to(u), value, promise.to(u), replaced)

@@ -33,7 +33,8 @@ class LaplaceApproximation(nn.Module):
     Arguments:
         model: The model; all its latents real-valued.
         data: The images ``(N, *event_shape)``.
-        values: Where the ascent starts, ``{site: (N, *event)}``, best at a mode already; near the prior's mean if None.
+        values: Where the ascent starts, ``{site: (N, *event)}``, best near a mode already; near the prior's mean if None, and for images
+            whose density of ``u`` is higher there (a mode over ``z`` may lie on the border of its support, where ``u`` is infinite).
         newton: Largest number of Newton steps of the ascent.
         floor: Smallest curvature that counts, in units of the prior's scale.
 
@@ -69,7 +70,8 @@ class LaplaceApproximation(nn.Module):
         self.temperature = 0.0  # nothing is relaxed
         self.sizes = sizes_of(model)
         x = images_of(data)
-        found = summits(model, x, start_values(model, x) if values is None else values, newton=newton, floor=floor)
+        starts = [start_values(model, x)] if values is None else [values, start_values(model, x)]
+        found = summits(model, x, starts, newton=newton, floor=floor)
         diagonal = found.scale_tril.diagonal(dim1=-2, dim2=-1)
         self.register_buffer("loc", found.loc)
         self.register_buffer("scale_tril", found.scale_tril)

@@ -17,7 +17,7 @@ import zoo
 from guides.bounds import elbo, iwae
 from guides.correlated import CorrelatedNormal, times, unit_lower
 from inference import Posterior, infer, log_joint, score
-from inference.metrics.importance import importance
+from inference.metrics.importance import importance, log_importance_weights
 from zoo.density import sites
 from zoo.oracles import linear_gaussian, poisson_fixture
 
@@ -116,11 +116,11 @@ def test_draws_have_the_density_that_is_told(kind, options):
     """On a grid of the plane: the density integrates to 1, and boxes get the share of draws that it says."""
     model = linear_gaussian(2, (1, 1, 2)).double()
     guide, x = moved(guides.build(kind, model, **options), 0.2), images(1, (1, 1, 2))
-    axis = torch.linspace(-12, 12, 601, dtype=DOUBLE)
+    axis = torch.linspace(-10, 10, 161, dtype=DOUBLE)
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
         density = log_joint(guide, {"z": grid.unsqueeze(1)}, x)[:, 0].exp()
-        posterior = infer(model, x, kind, guide=guide, draws=20_000)
+        posterior = infer(model, x, kind, guide=guide, draws=10_000)
     mass = density * (axis[1] - axis[0])**2
     assert mass.sum().item() == pytest.approx(1.0, abs=2e-3)
     mean = mass @ grid
@@ -128,7 +128,7 @@ def test_draws_have_the_density_that_is_told(kind, options):
     for signs in ((1, 1), (1, -1), (-1, 1)):
         share = mass[((grid - mean) * torch.tensor(signs) > 0).all(-1)].sum().item()
         found = ((z - mean) * torch.tensor(signs) > 0).all(-1).double().mean().item()
-        assert abs(found - share) < 4.5 * math.sqrt(share * (1 - share) / len(z)) + 0.008  # the grid cells on the axes
+        assert abs(found - share) < 4.5 * math.sqrt(share * (1 - share) / len(z)) + 0.015  # half a cell along the axes
     entropy = -(posterior.log_q.mean()).item()
     assert entropy == pytest.approx(-(mass * density.clamp(min=1e-300).log()).sum().item(), abs=0.03)
 
@@ -151,9 +151,12 @@ def test_a_guide_of_several_sites_is_scored_conditioned_and_drawn_like_any_other
     torch.testing.assert_close(one, alone[:, 2:3])  # images do not see one another
     with torch.no_grad():
         sampled, weighted = elbo(hierarchy, guide, x, particles=500), iwae(hierarchy, guide, x, particles=500)
-        found = importance(hierarchy, x, guide, 500)
+        found = infer(hierarchy, x, kind, guide=guide, draws=500)
+        log_weights = log_joint(hierarchy, {name: value[0] for name, value in found.samples.items()}, x) - found.log_q[0]
     assert sampled.value.shape == (5,) and (weighted.value > sampled.value).all()
-    assert ((found["log_px"] - weighted.value).abs() < 6 * found["se"] + 0.3).all()
+    error = log_weights.std(0) * (2 / 500) ** 0.5
+    assert ((log_weights.mean(0) - sampled.value) / error).abs().max() < 4.5
+    torch.testing.assert_close(log_importance_weights(hierarchy, x, guide, 500), log_weights)  # the same draws
     elbo(hierarchy, guide, x).surrogate.sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in guide.parameters())
 
@@ -218,24 +221,22 @@ def kl_to_exact(model, guide, x, draws=300):
         return (model.log_evidence(x) - elbo(model, guide, x, particles=draws).value.double()).mean().item() / model.units
 
 
-TRAINED = [("amortized", {}, 800), ("full", {}, 800), ("full", {"per_image": False}, 800), ("lowrank", {"rank": 7}, 800),
-           ("flow", {"transform": "iaf", "hidden": [32]}, 500), ("flow", {"transform": "affine", "transforms": 4, "hidden": [32]}, 500)]
+TRAINED = [("full", {}, 250), ("full", {"per_image": False}, 250), ("lowrank", {"rank": 7, "per_image": False}, 400),
+           ("flow", {"transform": "iaf", "hidden": [32]}, 300)]
 
 
-@pytest.mark.parametrize(("kind", "options", "steps"), TRAINED, ids=["amortized", "full", "full-shared", "lowrank", "iaf", "affine"])
+@pytest.mark.parametrize(("kind", "options", "steps"), TRAINED, ids=["full", "full-shared", "lowrank", "iaf"])
 def test_training_finds_the_exact_posterior_of_a_linear_gaussian_model(kind, options, steps):
     model = linear_gaussian(8, (1, 3, 3), scale=0.5, seed=1)
     torch.manual_seed(0)
     x, held_out = model(size=1500).detach(), model(size=100).detach()
     guide = guides.build(kind, model, **options)
-    inference.fit(model, guide, x, freeze_model=True, steps=steps, lr=0.02, batch_size=100, optimizer="adam", beta_start=1.0,
-                  progress=False)
+    inference.fit(model, guide, x, freeze_model=True, steps=steps, lr=0.04, batch_size=50, optimizer="adam", beta_start=1.0,
+                  warmup=0.05, progress=False)
     kl = kl_to_exact(model, guide, held_out)
-    best = (model.log_evidence(held_out) - model.mean_field_elbo(held_out)).mean().item() / model.units
-    if kind == "amortized":
-        assert kl > 0.9 * best > 0.03, (kl, best)  # what no encoder with independent latents can reach
-    else:
-        assert -2e-3 < kl < 0.01, kl
+    independent = (model.log_evidence(held_out) - model.mean_field_elbo(held_out)).mean().item() / model.units
+    assert independent > 0.1, "the best posterior with independent latents must not do"
+    assert -2e-3 < kl < 0.01, kl
 
 
 def banana(x=None, size=None):
@@ -256,8 +257,8 @@ def test_a_flow_bends_where_a_normal_cannot():
     truth, losses = grid_evidence(banana, x), {}
     for kind, options in (("full", {}), ("flow", {"transform": "iaf", "transforms": 2, "hidden": [32, 32]})):
         guide = guides.build(kind, banana, x, **options)
-        inference.fit(banana, guide, x.repeat(10, 1), freeze_model=True, steps=500, lr=0.02, batch_size=60, optimizer="adam",
-                      beta_start=1.0, progress=False)
+        inference.fit(banana, guide, x.repeat(10, 1), freeze_model=True, steps=350, lr=0.03, batch_size=60, optimizer="adam",
+                      beta_start=1.0, warmup=0.05, progress=False)
         torch.manual_seed(1)
         with torch.no_grad():
             losses[kind] = (truth - elbo(banana, guide, x, particles=2000).value.double()).mean().item()
@@ -271,17 +272,17 @@ def test_scores_from_draws_and_their_densities():
     torch.manual_seed(0)
     x = model(size=40).detach()
     guide = guides.build("full", model, init_scale=0.2)
-    posterior = infer(model, x, "full", guide=guide, draws=2000)
-    found = score(model, x, posterior, k=1500)
+    posterior = infer(model, x, "full", guide=guide, draws=500)
+    found = score(model, x, posterior, k=400)
     with torch.no_grad():
         exact = elbo(model, guide, x)
     z = posterior.samples["z"][0]
-    error = (posterior.log_q[0] - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)).std(0) / math.sqrt(2000)
+    error = (posterior.log_q[0] - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)).std(0) / math.sqrt(500)
     assert ((found.per_image["kl"] - exact.kl) / error).abs().max() < 4.5
     values, evidence = found.values, model.log_evidence(x).mean().item()
     assert values["nelbo"] == pytest.approx(values["distortion"] + values["kl"], rel=1e-5)
     assert values["elbo"] == pytest.approx(found.per_image["elbo"].mean().item(), rel=1e-5)
-    assert values["elbo"] < values["log_px_bound"] < evidence + 0.02 and values["log_px_bound"] > evidence - 0.3
+    assert values["elbo"] + 1 < values["log_px_bound"] < evidence and values["log_px_bound"] > evidence - 1
     assert math.isfinite(values["pareto_k"]) and math.isnan(values["active"]) and found.unit_kl is None
     narrow = score(model, x, posterior, k=10)
     weights = log_joint(model, {"z": z[:10]}, x) - posterior.log_q[0, :10]
@@ -290,12 +291,12 @@ def test_scores_from_draws_and_their_densities():
 
 
 def test_the_same_posterior_scores_alike_with_parameters_and_with_densities():
-    model = zoo.build("gaussian", (1, 3, 3), latents=4, decoder="mlp", seed=1)
+    model = zoo.build("gaussian", (1, 3, 3), latents=4, decoder="mlp", seed=1).eval()
     guide, x = guides.build("amortized", model, init_scale=0.1), images(12, (1, 3, 3)).float()
-    with_params = infer(model, x, guide=guide, draws=3000)
+    with_params = infer(model, x, guide=guide, draws=400)
     law = model.family.distribution(with_params.params["z"])
     with_log_q = Posterior("mine", with_params.samples, log_q=law.log_prob(with_params.samples["z"]))
-    first, second = (score(model, x, posterior, k=1000).values for posterior in (with_params, with_log_q))
+    first, second = (score(model, x, posterior, k=400).values for posterior in (with_params, with_log_q))
     for name in ("kl", "elbo", "nelbo", "log_px_bound"):
         assert second[name] == pytest.approx(first[name], abs=0.05), name
     assert second["mse"] == first["mse"] and with_params.log_q is None

@@ -2,9 +2,11 @@
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import kl_divergence
 
 import guides
 import inference
@@ -36,7 +38,7 @@ def noisy(name, **options):
 
 
 def numbers(*shape, seed=4, size=0.5):
-    return size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return size * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def drive_and_self_cost(model, x, mean):
@@ -141,10 +143,8 @@ def test_no_image_falls_under_guarded_steps_and_all_arrive(name, options, plugin
     rounding = 1e-6 * (1 + values[:-1].abs())
     assert (values[1:] - values[:-1] > -rounding).all()
     assert (values[-1] - values[0] > 1e-3).all()
-    best = inference.infer(model, x, "local", steps=150, draws=1)
-    with torch.no_grad():
-        found = model.expected_log_prob(x, best.params) - guides.bounds.exact_kl(model, best.params)
-    assert (values[-1] - found > -5e-3).all()
+    _, slope, direction = closed_form_slope(model, x, guide.delta(x), None, 1.0, None, graph=False)
+    assert (slope["z"] * direction["z"]).flatten(1).sum(1).max() < 0.02  # nats that a step still promises
 
 
 def test_steps_that_are_too_long_fall_unless_they_are_guarded():
@@ -186,30 +186,34 @@ def test_images_do_not_affect_each_other():
 @pytest.mark.parametrize(("name", "options"), [("gaussian", {}), ("laplace", {}), ("poisson", {"log_rate_init": (-1.0, 0.0)}),
                                                ("categorical", {})])
 def test_other_decoders_are_inferred_by_sampling(name, options, unchanged_generator):
-    model, x = build(name, decoder="mlp", **options), images()
+    model, x = build(name, decoder="mlp", scale=0.4, **options), images()
     with unchanged_generator():
-        posterior = inference.infer(model, x, "natural", steps=60, draws=2)
+        posterior = inference.infer(model, x, "natural", steps=40, draws=2)
     trace = posterior.stats["elbo_trace"]
-    assert trace[-15:].mean() > trace[0] + 0.5
-    best = inference.infer(model, x, "local", steps=300, draws=2).stats["elbo_trace"]
-    assert trace[-15:].mean() > best[-30:].mean() - 0.4
+    best = inference.infer(model, x, "local", steps=100, lr=0.2, draws=2).stats["elbo_trace"]
+    assert trace[-15:].mean() > max(best[-15:].mean() - 1.5, trace[0] + 3)
 
 
 def plain(x=None, size=None):
     """A Pyro program from outside the zoo, Normal latents of which the image is a linear function, so that the posterior is Normal."""
-    import pyro
-
     with pyro.plate("data", len(x) if x is not None else size):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0])).to_event(1))
         mean = torch.stack([z[..., 0], z[..., 1], z.sum(-1)], -1)[..., None, None, :]
         return pyro.sample("x", dist.Normal(mean, 0.5).to_event(3), obs=x)
 
 
+def positive(x=None, size=None):
+    """A latent that is guided in another space than its own."""
+    with pyro.plate("data", len(x) if x is not None else size):
+        z = pyro.sample("z", dist.Gamma(torch.ones(1), 1.0).to_event(1))
+        return pyro.sample("x", dist.Normal(z[..., None, None], 1.0).to_event(3), obs=x)
+
+
 def test_a_plain_program_is_inferred_too():
     x = torch.tensor([[1.0, -0.5, 0.2], [0.3, 2.0, 2.2]]).reshape(2, 1, 1, 3)
     precision = torch.tensor([[9.0, 4.0], [4.0, 8.25]])
     pull = torch.stack([x[..., 0] + x[..., 2], x[..., 1] + x[..., 2]], -1).reshape(2, 2) / 0.25
-    posterior = inference.infer(plain, x, "natural", steps=200, particles=16, draws=2)
+    posterior = inference.infer(plain, x, "natural", steps=60, particles=16, draws=2)
     loc, log_scale = posterior.params["z"].unbind(1)
     torch.testing.assert_close(loc, torch.linalg.solve(precision, pull.T).T, atol=0.1, rtol=0)
     torch.testing.assert_close(log_scale, -0.5 * precision.diagonal().log().expand(2, 2), atol=0.15, rtol=0)
@@ -223,7 +227,8 @@ def test_kl_divergences_of_online_steps_have_the_prior_rate():
     with torch.no_grad():
         u = [guide.at(deltas).posterior(x)["z"].squeeze(1) for deltas in guide.path(x)]
         exact, sampled = (OBJECTIVES[name](model, guide, x, beta=3.0) for name in ("online_exact", "online"))
-    kl = sum(dist.kl_divergence(dist.Poisson(after.exp()), dist.Poisson(before.exp())).sum(1) for before, after in zip(u, u[1:], strict=False))
+    pairs = list(zip(u, u[1:], strict=False))
+    kl = sum(kl_divergence(dist.Poisson(after.exp()), dist.Poisson(before.exp())).sum(1) for before, after in pairs)
     likelihood = sum(model.expected_log_prob(x, {"z": after.unsqueeze(1)}) for after in u[1:])
     for bound in (exact, sampled):
         torch.testing.assert_close(bound.kl, kl / 4)
@@ -231,7 +236,7 @@ def test_kl_divergences_of_online_steps_have_the_prior_rate():
         assert torch.equal(bound.value, bound.surrogate)
     torch.testing.assert_close(exact.log_likelihood, likelihood.detach() / 4)
     guide.kl_rate = "posterior"
-    wrong = sum((after.exp() * (1 + (after - before).exp() * (after - before - 1))).sum(1) for before, after in zip(u, u[1:], strict=False))
+    wrong = sum((after.exp() * (1 + (after - before).exp() * (after - before - 1))).sum(1) for before, after in pairs)
     with torch.no_grad():
         torch.testing.assert_close(OBJECTIVES["online_exact"](model, guide, x).kl, wrong / 4)
 
@@ -360,15 +365,18 @@ def test_a_filter_of_frames_is_bayes_rule(forget):
 
 
 @pytest.mark.parametrize("prior", ["static", "online"])
-def test_a_filter_follows_a_moving_photograph(prior):
-    photograph = zoo.data.load("patches", n_train=40, n_test=8, size=16).test.x
-    frames = torch.stack([photograph[..., 4:12, shift:shift + 8] for shift in range(6)])
+def test_a_filter_goes_on_from_the_frame_before(prior):
     model = zoo.build("poisson", (1, 8, 8), latents=64, init_scale=0.15, scale=0.5, log_rate_init=(-2.0, -1.0))
-    guide = guides.build("natural", model, steps=4, prior=prior, guarded=True)
-    warm = [exact_elbo(model, program, x).log_likelihood.mean().item() for program, x in zip(guide.filter(frames), frames, strict=True)]
-    cold = [exact_elbo(model, program, x).log_likelihood.mean().item()
-            for program, x in zip(guide.filter(frames, forget=1.0), frames, strict=True)]
-    assert warm[0] == pytest.approx(cold[0]) and min(after - before for after, before in zip(warm[1:], cold[1:], strict=True)) > 0
+    photographs = zoo.data.load("patches", n_train=20, n_test=20, size=8).test.x
+    frames = torch.stack([(1 - t) * photographs[:10] + t * photographs[10:] for t in torch.linspace(0, 0.5, 6)])  # one fades into another
+    guide = guides.build("natural", model, steps=3, prior=prior, guarded=True)
+
+    def explained(forget):
+        return torch.stack([exact_elbo(model, program, x).log_likelihood.detach()
+                            for program, x in zip(guide.filter(frames, forget=forget), frames, strict=True)]).mean(1)
+
+    warm, cold = explained(0.0), explained(1.0)
+    assert warm[0] == cold[0] and (warm[1:] > cold[1:] + 1).all()
     assert not any(delta.requires_grad for delta in next(iter(guide.filter(frames))).deltas.values())
 
 
@@ -408,14 +416,12 @@ def test_a_family_without_a_natural_gradient_of_its_own_learns_step_by_step(plug
 def test_models_that_do_not_fit_are_refused_with_what_does():
     model = build("gaussian")
     model.family = Opaque()
-    with pytest.raises(ValueError, match="'natural' does not fit this model.*no natural gradient.*fit it: .*amortized"):
+    with pytest.raises(ValueError, match="'natural' does not fit.*no natural gradient.*fit it: .*amortized"):
         guides.build("natural", model)
     with pytest.raises(ValueError, match="does not fit"):
         inference.infer(model, images(), "natural")
 
     def cut(x=None, size=None):
-        import pyro
-
         with pyro.plate("data", len(x) if x is not None else size):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             return pyro.sample("x", dist.Normal((z[..., :1] > 0).float()[..., None, None], 1.0).to_event(3), obs=x)
@@ -445,7 +451,10 @@ def test_options_that_do_not_go_with_a_model():
         with pytest.raises(ValueError, match=message):
             guides.build("natural", nonlinear, **options)
     with pytest.raises(ValueError, match="an online prior needs a closed-form KL"):
-        guides.build("natural", plain, torch.zeros(2, 1, 1, 3), prior="online")
+        guides.build("natural", positive, torch.zeros(2, 1, 1, 1), prior="online")
+    guide = guides.build("natural", positive, torch.zeros(2, 1, 1, 1), steps=1)
+    with pytest.raises(ValueError, match="a sequence needs a closed-form KL"):
+        next(guide.filter(torch.zeros(2, 2, 1, 1, 1)))
 
 
 def test_bad_calls():

@@ -278,15 +278,15 @@ def test_residuals_fall_in_the_order_that_theory_says():
 
 
 def test_all_three_come_to_one_objective_with_exact_zeros():
-    model, x = problem(10, (1, 5, 5), 50)
+    model, x = problem(10, (1, 4, 4), 24)
     found = {method: inference.infer(model, x, method, max_steps=40_000) for method in METHODS}
     for posterior in found.values():
         assert posterior.stats["kkt"].max() <= 1e-3
-        assert posterior.samples["z"].shape == (1, 1, 10, 50)
+        assert posterior.samples["z"].shape == (1, 1, 10, 24)
         torch.testing.assert_close(posterior.stats["log_joint"], found["fista"].stats["log_joint"], atol=2e-3, rtol=0)
         torch.testing.assert_close(posterior.stats["objective_trace"][-1], found["fista"].stats["objective_trace"][-1], atol=2e-3, rtol=0)
-        assert 0.4 < (code_of(posterior) == 0).double().mean() < 0.7
-    slow = inference.infer(model, x, "map", steps=1000)
+        assert 0.3 < (code_of(posterior) == 0).double().mean() < 0.5
+    slow = inference.infer(model, x, "map", steps=300)
     assert (slow.stats["log_joint"] < found["fista"].stats["log_joint"] + 1e-3).all()
     assert (code_of(slow) == 0).double().mean() < 0.01  # gradient ascent ends near the kink, not in it
 

@@ -129,12 +129,11 @@ class PersistentChains(nn.Module):
         return chance
 
     def _tune(self, chance: Tensor, index: Tensor, visits: int) -> None:
-        """Moves log step sizes (Robbins & Monro 1951): all by the mean of the batch, each image's by how it differs; less and less."""
+        """Moves log step sizes (Robbins & Monro 1951): those of the batch by their own errors, all by the mean of these; less and less."""
         wanted = [self.accept if what == "real" else 1.0 if self.sweeps else ACCEPT for what in self.moved]
         error = chance - chance.new_tensor(wanted)[:, None]
-        mean = error.mean(1, keepdim=True)
-        self.log_steps += mean / math.sqrt(1.0 + visits)
-        self.log_steps[:, index] += 2.0 * (error - mean) / math.sqrt(1.0 + visits * len(index) / len(self.x))
+        self.log_steps += error.mean(1, keepdim=True) / math.sqrt(1.0 + visits)
+        self.log_steps[:, index] += error / math.sqrt(1.0 + visits * len(index) / len(self.x))
 
     def _values(self, name: str) -> Tensor:
         return getattr(self, f"values{self.discrete.index(name)}")

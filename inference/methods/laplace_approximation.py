@@ -11,7 +11,6 @@ from inference.methods.amortized import draw
 from inference.methods.point import point
 from inference.posterior import Posterior
 from zoo.frozen import frozen
-from zoo.program import adopt
 
 __all__ = ["laplace_approximation"]
 
@@ -34,9 +33,6 @@ def laplace_approximation(model: Callable, x: Tensor, guide: nn.Module | None, d
     Raises:
         ValueError: if a latent is discrete, or a setting is out of range.
     """
-    reason = guides.misfit("laplace_approximation", adopt(model, x))
-    if reason is not None:
-        raise ValueError(f"the method 'laplace_approximation' is for real-valued latents, and {reason}")
     start = {name: value[0, 0] for name, value in point(model, x, None, 1, steps=steps, lr=lr, starts=starts).samples.items()}
     with frozen(model):
         program = guides.build("laplace_approximation", model, x, values=start, newton=newton, floor=floor)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from pyro.distributions import Independent, Laplace, Normal
@@ -96,9 +97,11 @@ def read(model: Callable, x: Tensor) -> Lasso:
 
 def misfit(model: nn.Module, x: Tensor | None = None) -> str | None:
     """Why a program poses no such problem, or None if it does; ``x`` is only needed for programs without an ``event_shape``."""
+    if x is None:
+        like = next(chain(model.parameters(), model.buffers()), torch.zeros(()))
+        x = like.new_zeros(1, *model.event_shape)
     try:
-        with torch.no_grad():
-            read(model, torch.zeros(1, *model.event_shape) if x is None else x[:1])
+        read(model, x[:1])
     except ValueError as error:
         return str(error)
     return None

@@ -19,7 +19,7 @@ from inference.trajectory import Trajectory
 
 __all__ = ["plot_steps", "plot_trajectory"]
 
-FEW = 20  # steps; with more of them they get no marks
+FEW = 24  # points of a line; with more of them they get no marks
 COLORS = (*MODEL_COLORS.values(), *COLOR_CYCLE)
 SPACING, GAP = 1.08, 0.2  # between the left edges of two tiles, and between two images, in widths of a tile
 HEAD, NAMES, KEY = 0.6, 1.7, 1.5  # inches above the tiles, for the names of the ways of inferring, and for the key of flow
@@ -87,7 +87,7 @@ def plot_steps(x: Any, trajectories: Mapping[str, Trajectory], *, steps: Sequenc
     Arguments:
         x: Images ``(N, channels, height, width)``, those of the trajectories; two channels are optic flow in rad/s.
         trajectories: ``{label: trajectory}`` that kept these images' reconstructions.
-        steps: Steps to show; a shorter trajectory ends earlier.
+        steps: Steps to show; a place stays blank where a trajectory has ended, or has not been looked at.
         images: How many images, from the first on; as many as there are, if fewer.
         title: Title of the figure.
 
@@ -140,11 +140,13 @@ def plot_steps(x: Any, trajectories: Mapping[str, Trajectory], *, steps: Sequenc
         for strip, (label, trajectory) in enumerate(trajectories.items()):
             top = row * block + strip * down
             for column, step in enumerate(steps, start=1):
-                if step <= len(trajectory):
-                    picture(array(trajectory.reconstruction[step, row], label), column, top, f"{float(trajectory.mse[step, row]):.1f}")
+                for at in (trajectory.step == step).nonzero().flatten().tolist():
+                    picture(array(trajectory.reconstruction[at, row], label), column, top, f"{float(trajectory.mse[at, row]):.1f}")
             ax.text((len(steps) + 1) * SPACING, top + 0.5 * height / width, label.replace(" · ", "\n"), va="center", fontsize=10.5,
                     color=styles[label]["color"], fontweight="bold")
-    for column, name in enumerate(["image", *(f"step {step}" if step else "start" for step in steps)]):
+    first = next((step for step in steps if step), None)
+    names = ["start" if step == 0 else f"step {step}" if step == first else str(step) for step in steps]
+    for column, name in enumerate(["image", *names]):
         ax.text(column * SPACING + 0.5, -0.06, name, ha="center", va="bottom", fontweight="bold" if column == 0 else None)
     ax.text(0.5, height / width + 0.02, "sq. error:", ha="center", va="top", fontsize=9.5)
     if is_flow(shape):
@@ -177,7 +179,7 @@ def _mean(per_image: Any) -> np.ndarray:
 
 
 def _steps(trajectory: Trajectory) -> np.ndarray:
-    return np.arange(len(trajectory) + 1)
+    return array(trajectory.step, "steps")
 
 
 def _milliseconds(trajectory: Trajectory) -> np.ndarray:
@@ -191,7 +193,7 @@ def _line(ax: Axes, across: np.ndarray, up: np.ndarray, label: str, style: dict[
         ax.plot(across[1:], up[1:], color=style["color"], linestyle="none", marker="D", markersize=9, markeredgecolor="white", label=label,
                 zorder=4)
         return
-    marks = {"marker": "o", "markersize": 4.5} if len(across) - 1 <= FEW else {}
+    marks = {"marker": "o", "markersize": 4.5} if len(across) <= FEW else {}
     ax.plot(across, up, label=label, zorder=3, **marks, **style)
 
 

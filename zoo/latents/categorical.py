@@ -3,6 +3,7 @@ r"""Categorical latents: one-hot vectors, one group of :math:`K` categories or s
 from __future__ import annotations
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
@@ -66,7 +67,8 @@ class Categorical(Family):
 
     def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
         """By the pseudoinverse of the Fisher information ``diag(p) − p pᵀ`` of each group, as logits are known up to a constant."""
-        step = (gradient / self._probs(params).unsqueeze(-2)).unflatten(-1, (self.groups, -1))
+        probs = self._probs(params).clamp(min=torch.finfo(params.dtype).tiny)  # those that underflow have no gradient left
+        step = (gradient / probs.unsqueeze(-2)).unflatten(-1, (self.groups, -1))
         return (step - step.mean(-1, keepdim=True)).flatten(-2)
 
     def _logits(self, params: Tensor) -> Tensor:
