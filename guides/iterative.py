@@ -41,13 +41,16 @@ class Iterative(Stepwise):
         seed: Seed of the initial weights.
 
     Raises:
-        ValueError: for unknown encodings or networks, or none of ``"params"``, ``"gradient"``, ``"errors"``: then nothing would iterate.
+        ValueError: for unknown encodings or networks, numbers out of range, or none of ``"params"``, ``"gradient"``, ``"errors"``: then
+            nothing would iterate.
     """
 
     def __init__(self, model: nn.Module, data: object = None, *, encodes: Sequence[str] = ("image", "params", "gradient"),
                  network: str = "units", hidden: int | None = None, rank: int = 32, steps: int = 8, particles: int = 4,
                  temperature: float = 0.1, seed: int = 0) -> None:
         super().__init__(model, steps)
+        if isinstance(encodes, str):
+            raise ValueError(f"encodes must be a sequence of names, such as ({encodes!r},), not {encodes!r}")
         unknown = [name for name in encodes if name not in ENCODINGS]
         if unknown:
             raise ValueError(f"unknown encoding {', '.join(map(repr, unknown))}; known are: {', '.join(ENCODINGS)}")
@@ -57,6 +60,11 @@ class Iterative(Stepwise):
             raise ValueError("'errors' can be read from the zoo's own models only, which tell their image's mean; leave it out")
         if network not in NETWORKS:
             raise ValueError(f"unknown network {network!r}; known are: {', '.join(NETWORKS)}")
+        for name, count in (("hidden", 1 if hidden is None else hidden), ("rank", rank), ("particles", particles)):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, not {count}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
         self.encodes = tuple(encodes)
         self.particles, self.inner_temperature, self.exact = particles, temperature, has_exact_elbo(model)
         sizes = {name: (len(family.parameters), units) for name, (family, units) in model.latents.items()}

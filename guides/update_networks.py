@@ -39,19 +39,19 @@ class Units(nn.Module):
         for name, (count, units) in sizes.items():
             inputs = channels * count + EMBEDDING
             if pixels:
-                self.spread[name] = nn.Parameter(torch.randn(rank, count * units) * rank ** -0.5)
+                self.spread[_key(name)] = nn.Parameter(torch.randn(rank, count * units) * rank ** -0.5)
                 inputs += count
-            self.own[name] = nn.Parameter(torch.randn(EMBEDDING, units) * 0.1)
-            self.layers[name] = _Skip(nn.Conv1d, inputs, hidden, 2 * count, kernel_size=1)
+            self.own[_key(name)] = nn.Parameter(torch.randn(EMBEDDING, units) * 0.1)
+            self.layers[_key(name)] = _Skip(nn.Conv1d, inputs, hidden, 2 * count, kernel_size=1)
 
     def forward(self, features: dict[str, Tensor], image: Tensor | None) -> Updates:
         seen = None if self.squeeze is None else self.squeeze(image)
         updates = {}
         for name, (count, units) in self.sizes.items():
-            inputs = [features[name], self.own[name].expand(len(features[name]), -1, -1)]
+            inputs = [features[name], self.own[_key(name)].expand(len(features[name]), -1, -1)]
             if seen is not None:
-                inputs.append((seen @ self.spread[name]).unflatten(-1, (count, units)))
-            updates[name] = self.layers[name](torch.cat(inputs, dim=-2)).split(count, dim=-2)
+                inputs.append((seen @ self.spread[_key(name)]).unflatten(-1, (count, units)))
+            updates[name] = self.layers[_key(name)](torch.cat(inputs, dim=-2)).split(count, dim=-2)
         return updates
 
 
@@ -74,6 +74,11 @@ class Dense(nn.Module):
         parts = output.split([2 * count * units for count, units in self.sizes.values()], dim=-1)
         return {name: part.unflatten(-1, (2 * size[0], size[1])).split(size[0], dim=-2)
                 for (name, size), part in zip(self.sizes.items(), parts, strict=True)}
+
+
+def _key(site: str) -> str:
+    """A site's name where PyTorch allows no dot."""
+    return site.replace(".", "/")
 
 
 class _Skip(nn.Module):

@@ -32,10 +32,13 @@ from inference.metrics.memory import bytes_per_image
 from inference.metrics.scores import score
 from inference.posterior import Posterior
 from inference.training import fit
+from inference.trajectory import Trajectory, path_of, trajectory
 from zoo.files import atomic_folder
 
 __all__ = ["Report", "digest", "fit_cell", "folder_of", "guide_cell", "infer_cell", "load_data", "read_fit", "read_reference",
-           "read_scores", "reference_cell"]
+           "read_scores", "read_trajectory", "reference_cell"]
+
+FOLLOWED = 8  # draws per image and step of a trajectory, of what has no closed form
 
 Report = Callable[[float], None]  # called with the fraction of the cell that is done
 
@@ -97,7 +100,8 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
     With a guide of its own, if one is described (:func:`guide_cell`), else with the one that the model was trained with.
 
     The folder holds ``scores.json``, ``arrays.safetensors`` (per-image and per-latent numbers, the first images and their
-    reconstructions) and ``posterior.nc`` (ArviZ; the first images).
+    reconstructions) and ``posterior.nc`` (ArviZ; the first images), and ``trajectory.safetensors`` for methods that
+    :func:`inference.trajectory.path_of` can follow (the first images).
     """
     folder = folder_of(out, description)
     if folder.exists():
@@ -124,8 +128,12 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
     arrays = dict(scores.per_image) | {"x": x[: description["keep"]], "reconstruction": kept.predict(model).detach()}
     if scores.unit_kl is not None:
         arrays["unit_kl"] = scores.unit_kl
+    path = path_of(method, model, x[: description["keep"]], guide, **options)
+    followed = None if path is None else trajectory(model, x[: description["keep"]], path, draws=FOLLOWED)
     with atomic_folder(folder) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in arrays.items()}, temporary / "arrays.safetensors")
+        if followed is not None:
+            save_file({name: value.cpu().contiguous() for name, value in vars(followed).items()}, temporary / "trajectory.safetensors")
         kept.to_netcdf(temporary / "posterior.nc")
         (temporary / "scores.json").write_text(json.dumps(
             {"description": description, "scores": scores.values, "decodability": readout}, indent=2) + "\n")
@@ -195,6 +203,12 @@ def read_reference(folder: Path) -> dict[str, dict[str, float]]:
 def read_fit(folder: Path) -> dict[str, Any]:
     """What ``config.json`` of a trained model says, its history included."""
     return json.loads((folder / "config.json").read_text())
+
+
+def read_trajectory(folder: Path) -> Trajectory | None:
+    """The trajectory of an inference cell, if it has one."""
+    path = folder / "trajectory.safetensors"
+    return Trajectory(**load_file(path)) if path.exists() else None
 
 
 def read_scores(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

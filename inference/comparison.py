@@ -31,7 +31,7 @@ __all__ = ["Comparison", "compare"]
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"data_options": {"n_train": 2000, "n_validation": 400, "n_test": 64}, "images": 64, "draws": 16, "k": 8, "keep": 16,
               "local_steps": 30, "probe": 400, "mcmc": {"draws": 16, "chains": 4, "warmup": 30, "keep": 8},
-              "evidence": {"chains": 8, "temperatures": 40}, "guide_steps": 10},
+              "evidence": {"chains": 8, "temperatures": 40}, "guide_steps": 40},
     "default": {"data_options": {}, "images": 200, "draws": 100, "k": 100, "keep": 50, "local_steps": 300, "probe": 10_000,
                 "mcmc": {"draws": 150, "chains": 4, "warmup": 100, "keep": 25},
                 "evidence": {"chains": 8, "temperatures": 100}, "guide_steps": 500},

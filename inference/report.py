@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from inference.cells import read_fit
+from inference.cells import read_fit, read_trajectory
 from inference.checkpoint import load
 from inference.gaps import write_gaps
 from inference.plots.activity import plot_active_curve
@@ -19,7 +19,9 @@ from inference.plots.gap import plot_gap
 from inference.plots.reconstructions import plot_reconstructions
 from inference.plots.style import new_figure, save
 from inference.plots.training import gaussian_constant, plot_training
+from inference.plots.trajectory import plot_trajectory
 from inference.table import SHOWN, Row, definition, summarize, write_csv, write_decodability
+from inference.trajectory import Trajectory
 from zoo.files import atomic_file
 from zoo.models.one_layer import UNIT_SCALE
 
@@ -78,6 +80,7 @@ def _figures(out: Path, rows: Sequence[Row], first: Sequence[Row]) -> dict[str, 
         captions["gap.png"] = ("NELBO by method on the same frozen model; what the best posterior of the family loses against log p(x) "
                                "(hatched), and what the encoder loses against that posterior. "
                                "± is a standard error: over images, and over seeds where there are several.")
+    captions |= _trajectories(out, first)
     kls = {row.record["model"]: row.arrays["unit_kl"] for row in first if row.record["method"] == "amortized" and "unit_kl" in row.arrays}
     if kls:
         figure = new_figure(7.0, 4.5)
@@ -91,6 +94,23 @@ def _figures(out: Path, rows: Sequence[Row], first: Sequence[Row]) -> dict[str, 
         captions["training.png"] = (
             "Training: the NELBO (−ELBO less its constant) on training images, against steps and seconds; β, the weight of the KL, "
             "rises in the shaded part.")
+    return captions
+
+
+def _trajectories(out: Path, first: Sequence[Row]) -> dict[str, str]:
+    """A figure for each model that some method infers in steps."""
+    followed: dict[str, dict[str, Trajectory]] = {}
+    for row in first:
+        trajectory = read_trajectory(row.inferred)
+        if trajectory is not None:
+            followed.setdefault(row.record["model"], {})[row.record["method"]] = trajectory
+    captions = {}
+    for model, ways in followed.items():
+        if max(len(way) for way in ways.values()) > 1:
+            name = f"trajectory_{model}.png"
+            save(plot_trajectory(ways, title=f"{model}: inference step by step"), out / name)
+            captions[name] = (f"What each step of inference buys on the {model} model: the bound against steps and against time, the squared "
+                              "error and the sparsity of the code; means over the first held-out images.")
     return captions
 
 
@@ -127,7 +147,8 @@ def _posteriors(out: Path, rows: Sequence[Row]) -> None:
 def _remove_stale(out: Path, rows: Sequence[Row], figures: dict[str, str]) -> None:
     """Removes figures and posteriors of an earlier comparison in this folder that this one does not have."""
     posteriors = {f"{row.record['model']}-{row.record['method']}-seed{row.record['seed']}.nc" for row in rows}
-    for path in [*out.glob("dictionary_*.png"), *out.glob("decodability.*"), *(out / "posteriors").glob("*.nc"), *out.glob("gaps.csv")]:
+    patterns = ("dictionary_*.png", "decodability.*", "trajectory_*.png", "posteriors/*.nc", "gaps.csv")
+    for path in [path for pattern in patterns for path in out.glob(pattern)]:
         kept = path.name in figures or path.name in posteriors or path.with_suffix(".png").name in figures
         kept = kept or (path.name == "gaps.csv" and any(row.record["method"] == "mcmc" for row in rows))
         if not kept:

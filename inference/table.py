@@ -20,7 +20,7 @@ __all__ = ["GAP_COLUMNS", "KEYS", "Row", "gather", "shown", "summarize", "write_
 
 KEYS = ("data", "model", "method", "seed")
 GAP_COLUMNS = {
-    "gap": "amortization gap: elbo of 'local' minus elbo of 'amortized' on the same images, nats per image",
+    "gap": "elbo of 'local' minus elbo of this row on the same images, nats per image: for 'amortized' the amortization gap",
     "gap_se": "standard error of gap over images",
 }
 SHOWN = {"nelbo": ".1f", "gap": ".2f", "inference_gap": ".2f", "c2st": ".2f", "rhat": ".2f", "distortion": ".1f", "kl": ".1f",
@@ -58,7 +58,7 @@ def gather(cells: Sequence[tuple[Path, Path]], evidence: Mapping[tuple[Path, int
             record |= distance_scores(distances[inferred])
         rows.append(Row(record, arrays, trained, inferred, result["decodability"]))
     for row in rows:
-        if row.record["method"] == "amortized":
+        if row.record["method"] not in ("local", "mcmc") and row.arrays["elbo"].isfinite().all():
             for other in rows:
                 if other.record["method"] == "local" and other.trained == row.trained and other.record["seed"] == row.record["seed"]:
                     gap = other.arrays["elbo"] - row.arrays["elbo"]

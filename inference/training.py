@@ -110,7 +110,8 @@ def fit(
         device: Where to train; where the model is if None. Model and guide are moved there and stay.
         compile: Whether to compile bound and optimizer (``torch.compile``; needs a C++ compiler on a CPU): about half a minute at
             the start, then about twice as fast. Only for the objective "exact", which runs no Pyro program.
-        checkpoint: Folder for the state of training; if it holds one, training goes on from there exactly.
+        checkpoint: Folder for the state of training (with the method ``"mcmc"`` that of all chains, too); if it holds one, training goes on
+            from there exactly.
         checkpoint_every: Seconds between writes of it.
         log_every: Steps between rows of the history.
         progress: Whether to show progress, or what to call with (step, steps, row) at each row.

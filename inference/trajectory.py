@@ -78,9 +78,6 @@ def trajectory(model: Callable, x: Tensor, guide: Guide | Iterable[Deltas], *, s
     model = adopt(model, x)
     rows: dict[str, list[Tensor]] = {}
     looked, seconds, before = [], [], 0.0
-    training = getattr(guide, "training", False)
-    if training:
-        guide.eval()
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
@@ -94,8 +91,6 @@ def trajectory(model: Callable, x: Tensor, guide: Guide | Iterable[Deltas], *, s
                 torch.manual_seed(seed)  # the same draws at every step: differences are the posteriors'
                 for name, value in _look(model, x, deltas, draws, keep).items():
                     rows.setdefault(name, []).append(value)
-    if training:
-        guide.train()
     found = {name: torch.stack(values) for name, values in rows.items()}
     return Trajectory(step=torch.tensor(looked), seconds=torch.tensor(seconds), **found)
 
@@ -105,21 +100,28 @@ def path_of(method: str, model: Callable, x: Tensor, guide: nn.Module | None, **
     if method == "local":
         program, steps = ascent(model, x, guide, **({"steps": 300} | options))
         return (program.delta(x) for _ in chain([None], steps))
+    steps = options.pop("steps", None)
     if method == "natural":
-        guide = guide if isinstance(guide, Natural) else Natural(adopt(model, x))
+        guide = guide if isinstance(guide, Natural) else Natural(adopt(model, x), **options)
     if method == "semi" and not isinstance(guide, Semi):
-        guide = Semi(guide.model, encoder=guide, **{name: value for name, value in options.items() if name != "steps"})
+        guide = Semi(guide.model, encoder=guide, **options)
     if method not in ("amortized", "iterative", "natural", "semi"):
         return None
-    return _path(guide, x, options.get("steps"))
+    return _path(guide, x, steps)
 
 
 def _path(guide: Guide, x: Tensor, steps: int | None) -> Iterator[Deltas]:
-    if isinstance(guide, Stepwise):
-        yield from guide.path(x, steps)
-        return
-    yield {name: x.new_zeros(len(x), len(family.parameters), units) for name, (family, units) in guide.model.latents.items()}
-    yield guide.delta(x)
+    """The guide's path in evaluation mode, which is left once it has ended or been given up."""
+    training = guide.training
+    guide.eval()
+    try:
+        if isinstance(guide, Stepwise):
+            yield from guide.path(x, steps)
+        else:
+            yield {name: x.new_zeros(len(x), len(family.parameters), units) for name, (family, units) in guide.model.latents.items()}
+            yield guide.delta(x)
+    finally:
+        guide.train(training)
 
 
 def _looks(step: int) -> bool:
@@ -146,7 +148,10 @@ def _next(path: Iterator[Deltas], x: Tensor) -> tuple[Deltas, float] | None:
 
 
 def _look(model: nn.Module, x: Tensor, deltas: Deltas, draws: int, keep: int) -> dict[str, Tensor]:
-    posterior = draw(Fixed(model, deltas), x, draws)
+    program = Fixed(model, deltas)
+    # Parameters tell the KL divergence where no prior depends on other latents; else the draws do, by their densities.
+    alone = hasattr(model, "observation") and len(model.latents) == 1
+    posterior = draw(program if alone else program.forward, x, draws)
     scores = score(model, x, posterior, k=1)
     first = posterior.first(keep)
     code = _code(model, posterior)

@@ -58,6 +58,13 @@ def laws(guide, x, seed=0):
     return {name: site["fn"] for name, site in found.items()}, {name: site["value"] for name, site in found.items()}
 
 
+def laws_of(guide, latents, x):
+    """Laws of all sites at given values."""
+    with pyro.validation_enabled(False):
+        trace = poutine.trace(poutine.condition(guide, data=latents)).get_trace(x)
+    return {name: trace.nodes[name]["fn"] for name in latents}
+
+
 @kinds
 @pytest.mark.parametrize("family", ["gaussian", "laplace"])
 def test_the_start_is_the_prior(kind, options, family):
@@ -149,6 +156,9 @@ def test_a_guide_of_several_sites_is_scored_conditioned_and_drawn_like_any_other
     torch.testing.assert_close(log_joint(guide, chains, x), alone.unflatten(0, (2, 3)))
     one = log_joint(guide, {name: value[:, 2:3] for name, value in latents.items()}, x[2:3])
     torch.testing.assert_close(one, alone[:, 2:3])  # images do not see one another
+    changed = dict(latents, a=1.5 * latents["a"])  # the lower sites' laws know of those above: not only through supports and priors
+    told, before = (laws_of(guide, values, x)["c"].log_prob(latents["c"]) for values in (changed, latents))
+    assert (told - before).abs().min() > 1e-6
     with torch.no_grad():
         sampled, weighted = elbo(hierarchy, guide, x, particles=500), iwae(hierarchy, guide, x, particles=500)
         found = infer(hierarchy, x, kind, guide=guide, draws=500)

@@ -38,8 +38,10 @@ def test_the_first_images_and_another_device():
     model, guide, x = pair("gaussian")
     posterior = infer(model, x, "local", guide=guide, steps=20, draws=3)  # as many steps as images
     posterior.stats["energy"] = torch.arange(20.0)
-    part = Posterior(posterior.method, posterior.samples, torch.zeros(1, 3, 20), posterior.params, posterior.stats).first(7)
+    log_q = torch.randn(1, 3, 20)
+    part = Posterior(posterior.method, posterior.samples, torch.zeros(1, 3, 20), posterior.params, posterior.stats, log_q=log_q).first(7)
     assert len(part) == 7 and part.params["z"].shape == (7, 2, 6) and part.log_weights.shape == (1, 3, 7)
+    assert torch.equal(part.log_q, log_q[..., :7]) and part.to("meta").log_q.is_meta and posterior.first(7).log_q is None
     assert torch.equal(part.samples["z"], posterior.samples["z"][:, :, :7])
     assert torch.equal(part.stats["energy"], torch.arange(7.0)) and part.stats["elbo_trace"].shape == (20,)
     moved = posterior.to("meta")
@@ -62,6 +64,10 @@ def test_netcdf_holds_the_posterior(tmp_path, name, options, units):
     assert set(read.sample_stats) == {"log_weight", "energy"}  # one number per step is no number per image
     assert torch.equal(torch.tensor(read.sample_stats["log_weight"].values), weighted.log_weights)
     assert torch.equal(torch.tensor(read.sample_stats["energy"].values)[0, 1], torch.arange(20.0))
+    told = Posterior("flow", posterior.samples, log_q=torch.randn(1, 3, 20))
+    read_again = arviz.from_netcdf(told.to_netcdf(tmp_path / "told.nc"))
+    assert read_again.sample_stats["log_q"].dims == ("chain", "draw", "image")
+    assert torch.equal(torch.tensor(read_again.sample_stats["log_q"].values), told.log_q)
     assert read.attrs["method"] == "local" and float(read.attrs["gradient_evaluations"]) == 20 and read.attrs["device"] == "cpu"
 
 

@@ -61,7 +61,7 @@ def local(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
 
 def ascent(model: Callable, x: Tensor, guide: nn.Module | None, *, steps: int, lr: float = 0.1, objective: str | None = None,
            start: str = "guide", temperature: float = 0.1, particles: int = 4) -> tuple[Local, Iterator[Tensor]]:
-    """The guide that :func:`local` optimizes, at its start, and its steps: each is taken when asked for and gives the mean bound before it."""
+    """The guide that :func:`local` optimizes, at its start, and its steps: each, taken when asked for, gives the bound before it."""
     program = guides.build("local", model, x, start=guide if start == "guide" else None)
     objective = objective or ("exact" if has_exact_elbo(program.model) else "elbo")
     bound_of = OBJECTIVES[objective]

@@ -48,20 +48,25 @@ def semi(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, ste
         raise ValueError(f"the method 'semi' starts from a trained encoder, not from {_described(guide)}: give guide=…")
     if not isinstance(guide, Semi):
         guide = Semi(guide.model, encoder=guide, refine=refine)
-    return follow(guide.eval(), x, draws, steps)
+    return follow(guide, x, draws, steps)
 
 
 def follow(guide: Stepwise, x: Tensor, draws: int, steps: int | None = None) -> Posterior:
-    """Draws from where a guide arrives after ``steps`` steps, its own number if None.
+    """Draws from where a guide arrives after ``steps`` steps, its own number if None, in evaluation mode.
 
     Raises:
         ValueError: for a negative number of steps.
     """
     if steps is not None and steps < 0:
         raise ValueError(f"steps must not be negative, but is {steps}")
-    with torch.no_grad():
-        for deltas in guide.path(x, steps):
-            arrived = deltas
+    training = guide.training
+    guide.eval()
+    try:
+        with torch.no_grad():
+            for deltas in guide.path(x, steps):
+                arrived = deltas
+    finally:
+        guide.train(training)
     return draw(Fixed(guide.model, arrived), x, draws)
 
 

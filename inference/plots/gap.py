@@ -66,7 +66,7 @@ def amortization_gap(records: Sequence[Mapping[str, Any]], model: str) -> Spread
     rows = [record for record in records if str(record["model"]) == model]
     for seed in unique(rows, "seed"):
         mine = [record for record in rows if str(record["seed"]) == seed]
-        paired = [record for record in mine if math.isfinite(number(record, "gap"))]
+        paired = [record for record in mine if str(record["method"]) == "amortized" and math.isfinite(number(record, "gap"))]
         if paired:
             gaps.append(number(paired[0], "gap"))
             errors.append(number(paired[0], "gap_se"))
