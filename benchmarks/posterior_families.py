@@ -107,8 +107,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = [row for latents in options.latents for row in linear(latents, options.steps, options.seed)] + plane(options.steps, options.seed)
     record("posterior_families", {"rows": rows, "steps": options.steps}, seed=options.seed,
-           notes=f"KL(q || exact posterior) in nats per latent, mean over {HELD_OUT} held-out images, {DRAWS} draws each, standard errors over images; "
-                 "linear encoders; evidence_error is the mean absolute error of Laplace's estimate of log p(x), nats")
+           notes=f"KL(q || exact posterior) in nats per latent, mean over {HELD_OUT} held-out images, {DRAWS} draws each, standard errors "
+                 "over images; linear encoders; evidence_error is the mean absolute error of Laplace's estimate of log p(x), nats")
 
 
 if __name__ == "__main__":

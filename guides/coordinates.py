@@ -119,7 +119,7 @@ class JointGuide(nn.Module):
         self.temperature = 0.0  # nothing is relaxed
         self.sizes = sizes_of(model)
         self.extra = extra
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
             outputs = 2 * sum(self.sizes.values()) + extra
             self.encoder = networks.encoder(encoder, model.event_shape, outputs, bias=bias, init_scale=init_scale)

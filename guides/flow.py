@@ -34,7 +34,9 @@ class Flow(JointGuide):
         model: The model; all its latents real-valued.
         transform: ``"iaf"``, ``"nsf"`` or ``"affine"`` (:data:`TRANSFORMS`).
         transforms: How many of them, one after the other; the order of the coordinates is reversed between them.
-        hidden: Sizes of the hidden layers of each network; none makes the maps' parameters linear in noise and context.
+        hidden: Sizes of the hidden layers of each network, by default two of twice a site's coordinates, at least 64; ``[]`` makes the
+            maps' parameters linear in noise and context. An autoregressive network needs as many units as coordinates in a layer: with
+            fewer, masks would hide the noise of the last ones.
         context: Numbers that the encoder tells the networks of an image, besides location and log-scale.
         bins: Bins of a spline, which is the identity outside of ±5.
         encoder, bias, init_scale, seed: As of :class:`~guides.amortized.Amortized`.
@@ -46,26 +48,29 @@ class Flow(JointGuide):
     """
 
     def __init__(self, model: nn.Module, data: object = None, *, transform: str = "iaf", transforms: int = 2,
-                 hidden: Sequence[int] = (64, 64), context: int = 16, bins: int = 8, encoder: str = "lin", bias: bool = True,
+                 hidden: Sequence[int] | None = None, context: int = 16, bins: int = 8, encoder: str = "lin", bias: bool = True,
                  init_scale: float = 0.05, seed: int = 0) -> None:
         if transform not in TRANSFORMS:
             raise ValueError(f"unknown transform {transform!r}; known are: {', '.join(TRANSFORMS)}")
-        if transforms < 1 or context < 1 or bins < 2 or any(width < 1 for width in hidden):
-            raise ValueError("transforms, context and the hidden sizes must be at least 1, and bins at least 2; not "
-                             f"{transforms}, {context}, {list(hidden)} and {bins}")
+        if transforms < 1 or context < 1 or bins < 2:
+            raise ValueError(f"transforms and context must be at least 1, and bins at least 2; not {transforms}, {context} and {bins}")
         super().__init__(model, extra=context, encoder=encoder, bias=bias, init_scale=init_scale, seed=seed)
         univariate, shapes = _univariate(transform, bins)
         passes = 2 if transform == "affine" else None
+        widths = [hidden or (2 * [max(64, 2 * size)] if hidden is None else []) for size in self.sizes.values()]
+        for size, layers in zip(self.sizes.values(), widths, strict=True):
+            if any(width < (passes or size) for width in layers):
+                raise ValueError(f"hidden layers of this flow need at least {passes or size} units each, not {list(layers)}")
         masked = _zuko().flows.autoregressive.MaskedAutoregressiveTransform
         self.flows = nn.ModuleList()
         above = 0
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for size in self.sizes.values():
+            for size, layers in zip(self.sizes.values(), widths, strict=True):
                 orders = (torch.arange(size), torch.arange(size).flip(0))
                 self.flows.append(nn.ModuleList(
                     masked(size, context + above, passes=passes, order=orders[step % 2], univariate=univariate, shapes=shapes,
-                           hidden_features=tuple(hidden), activation=nn.SiLU) for step in range(transforms)))
+                           hidden_features=tuple(layers), activation=nn.SiLU) for step in range(transforms)))
                 above += size
         for stack in self.flows:
             for layer in stack:

@@ -1,8 +1,10 @@
 r"""Learned iterative inference: a network that reads where a posterior stands and how the ELBO slopes there, and moves it.
 
-:math:`\delta_{i+1} = g \odot \delta_i + (1 - g) \odot f`, with the gate ``g`` and the proposal ``f`` from one network shared by all steps
-(Marino, Yue & Mandt 2018, "Iterative Amortized Inference"). Its inputs are detached, and no gradient flows from one step into those before
-it, so that training needs the memory of one step. Gradients are normalized image by image: no image's inference depends on its batch.
+:math:`\delta_{i+1} = g \odot \delta_i + (1 - g) \odot f` with a gate ``g`` and a proposal ``f`` from one network shared by all steps
+(Marino, Yue & Mandt 2018, "Iterative Amortized Inference"). The proposal is :math:`\delta_i` plus the saturated natural gradient, where
+gradients are read, plus the network's output, so that training starts from damped natural-gradient steps. What the network reads is
+detached, and no gradient flows from one step into those before it: training needs the memory of one step. Gradients are normalized image
+by image: no image's inference depends on its batch.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from guides.base import center
 from guides.stepwise import Deltas, Stepwise, elbo_slope, has_exact_elbo
-from guides.update_networks import KEEP, NETWORKS
+from guides.update_networks import NETWORKS
 from zoo.latents.base import Family
 
 __all__ = ["ENCODINGS", "Iterative"]
@@ -93,10 +95,10 @@ class Iterative(Stepwise):
         if memory is None:
             memory = self._slope(x, deltas) | {f"update/{name}": torch.zeros_like(delta) for name, delta in deltas.items()}
             memory["length"] = torch.ones_like(memory["value"])
-        features, image = self._features(x, deltas, memory)
+        features, image, natural = self._features(x, deltas, memory)
         updates = {}
         for name, (keep, proposal) in self.network(features, image).items():
-            updates[name] = torch.sigmoid(-(keep + KEEP)) * (proposal - deltas[name])
+            updates[name] = torch.sigmoid(-keep) * (natural[name] + proposal)
         if self.training or not self.exact:
             deltas = {name: delta + updates[name] for name, delta in deltas.items()}
             memory |= self._slope(x, deltas) | {f"update/{name}": update.detach() for name, update in updates.items()}
@@ -117,14 +119,15 @@ class Iterative(Stepwise):
         return {"value": value} | {f"slope/{name}": slope for name, slope in slopes.items()}
 
     @torch.no_grad()
-    def _features(self, x: Tensor, deltas: Deltas, memory: Deltas) -> tuple[dict[str, Tensor], Tensor | None]:
-        """What the network reads: of every site ``(N, channels · P, K)``, and of the image ``(N, pixels)``."""
-        params, natural = {}, {}
+    def _features(self, x: Tensor, deltas: Deltas, memory: Deltas) -> tuple[dict[str, Tensor], Tensor | None, Deltas]:
+        """What the network reads: of every site ``(N, channels · P, K)``, and of the image ``(N, pixels)``; and the saturated natural
+        gradients ``(N, P, K)``, zeros where gradients are not read."""
+        natural = {}
 
         def walk(name: str, family: Family, prior: Tensor) -> Tensor:
-            params[name] = family.posterior(prior, deltas[name])
-            natural[name] = _natural(family, params[name], memory[f"slope/{name}"])
-            return center(family.distribution(params[name]))
+            params = family.posterior(prior, deltas[name])
+            natural[name] = torch.asinh(_natural(family, params, memory[f"slope/{name}"]).nan_to_num()).clamp(-FAR, FAR)
+            return center(family.distribution(params))
 
         latents = self.model.descend(walk, x)
         features = {}
@@ -134,13 +137,14 @@ class Iterative(Stepwise):
                 parts.append(delta)
             if "gradient" in self.encodes:
                 size = slope.square().mean(-1, keepdim=True).sqrt() + FLOOR
-                steps = torch.asinh(natural[name].nan_to_num()).clamp(-FAR, FAR)
-                parts += [slope / size, size.log().expand_as(slope), steps, memory[f"update/{name}"]]
+                parts += [slope / size, size.log().expand_as(slope), natural[name], memory[f"update/{name}"]]
             features[name] = torch.cat(parts, dim=-2) if parts else delta[..., :0, :]
         image = [x.flatten(1)] if "image" in self.encodes else []
         if "errors" in self.encodes:
             image.append(_error(self.model, latents, x).flatten(1))
-        return features, torch.cat(image, dim=-1) if image else None
+        if "gradient" not in self.encodes:
+            natural = {name: torch.zeros_like(delta) for name, delta in deltas.items()}
+        return features, torch.cat(image, dim=-1) if image else None, natural
 
 
 def _natural(family: Family, params: Tensor, slope: Tensor) -> Tensor:

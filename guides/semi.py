@@ -32,6 +32,8 @@ class Ascent(Stepwise):
         super().__init__(model, steps)
         if not lr > 0:
             raise ValueError(f"lr must be positive, not {lr}")
+        if particles < 1 or not temperature > 0:
+            raise ValueError(f"particles must be at least 1 and the temperature positive, not {particles} and {temperature}")
         self.lr, self.particles, self.inner_temperature, self.exact = lr, particles, temperature, has_exact_elbo(model)
 
     def refine(self, x: Tensor, deltas: Deltas, memory: Deltas | None) -> tuple[Deltas, Deltas]:
@@ -73,8 +75,8 @@ class Semi(Stepwise):
         reason = Natural.misfit(model) if refine == "natural" else None
         if reason is not None:
             raise ValueError(f"natural-gradient steps do not fit this model: {reason}; use refine='svi'")
-        if isinstance(encoder, Guide) and list(encoder.model.latents) != list(model.latents):
-            raise ValueError(f"the encoder infers {', '.join(encoder.model.latents)}, the model has {', '.join(model.latents)}")
+        if isinstance(encoder, Guide) and _latents(encoder.model) != _latents(model):
+            raise ValueError(f"the encoder infers {_latents(encoder.model)}, the model has the latents {_latents(model)}")
         self.amortized = encoder if isinstance(encoder, Guide) else Amortized(model, encoder=encoder, seed=seed)
         self.refinement = REFINEMENTS[refine](model, steps=steps, **options)
 
@@ -87,3 +89,7 @@ class Semi(Stepwise):
 
     def refine(self, x: Tensor, deltas: Deltas, memory: Deltas | None) -> tuple[Deltas, Deltas | None]:
         return self.refinement.refine(x, deltas, memory)
+
+
+def _latents(model: nn.Module) -> str:
+    return ", ".join(f"{name} ({len(family.parameters)} × {units} parameters)" for name, (family, units) in model.latents.items())

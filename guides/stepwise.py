@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from guides.base import Fixed, Guide
 from guides.bounds import elbo, exact_elbo
 
-__all__ = ["Stepwise", "elbo_slope", "has_exact_elbo"]
+__all__ = ["Stepwise", "elbo_slope", "evaluating", "has_exact_elbo"]
 
 Deltas = dict[str, Tensor]
 
@@ -66,6 +67,18 @@ class Stepwise(Guide):
     def at(self, deltas: Deltas) -> Fixed:
         """The guide as it is after a step, at this guide's temperature."""
         return Fixed(self.model, deltas, self.temperature)
+
+
+@contextmanager
+def evaluating(guide: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every part of the guide, an encoder that it was given among them, as it was afterwards."""
+    modes = {module: module.training for module in guide.modules()}
+    try:
+        guide.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def has_exact_elbo(model: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Networks that emit a gated update of a posterior's parameters: one small network for all latents, or dense layers over them.
 
 Both take features of every site ``{site: (N, channels · P, K)}`` and of the image ``(N, pixels)``, and return for every site the logits of
-the gate and the proposal, each ``(N, P, K)``.
+the gate and what is added to the proposal, each ``(N, P, K)``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 __all__ = ["NETWORKS", "Dense", "Units"]
 
-KEEP = 2.0  # logit of the gate at the start: an update begins by keeping most of what there is
 EMBEDDING = 4  # learned numbers that tell one latent from another
 
 Sizes = dict[str, tuple[int, int]]
@@ -42,7 +41,7 @@ class Units(nn.Module):
                 self.spread[_key(name)] = nn.Parameter(torch.randn(rank, count * units) * rank ** -0.5)
                 inputs += count
             self.own[_key(name)] = nn.Parameter(torch.randn(EMBEDDING, units) * 0.1)
-            self.layers[_key(name)] = _Skip(nn.Conv1d, inputs, hidden, 2 * count, kernel_size=1)
+            self.layers[_key(name)] = _Layers(nn.Conv1d, inputs, hidden, 2 * count, kernel_size=1)
 
     def forward(self, features: dict[str, Tensor], image: Tensor | None) -> Updates:
         seen = None if self.squeeze is None else self.squeeze(image)
@@ -66,7 +65,7 @@ class Dense(nn.Module):
         super().__init__()
         self.sizes = sizes
         outputs = sum(count * units for count, units in sizes.values())
-        self.layers = _Skip(nn.Linear, channels * outputs + pixels, hidden or 512, 2 * outputs)
+        self.layers = _Layers(nn.Linear, channels * outputs + pixels, hidden or 512, 2 * outputs)
 
     def forward(self, features: dict[str, Tensor], image: Tensor | None) -> Updates:
         inputs = [part.flatten(1) for part in features.values()] + ([] if image is None else [image])
@@ -81,8 +80,8 @@ def _key(site: str) -> str:
     return site.replace(".", "/")
 
 
-class _Skip(nn.Module):
-    """Two hidden ELU layers and a linear map around them; small at the start, where the gate mostly keeps."""
+class _Layers(nn.Module):
+    """Two hidden ELU layers and a linear map, small at the start: the gate is half open, and the output adds little."""
 
     def __init__(self, layer: type[nn.Module], inputs: int, hidden: int, outputs: int, **options: object) -> None:
         super().__init__()

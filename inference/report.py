@@ -109,7 +109,7 @@ def _trajectories(out: Path, first: Sequence[Row]) -> dict[str, str]:
         if max(len(way) for way in ways.values()) > 1:
             name = f"trajectory_{model}.png"
             save(plot_trajectory(ways, title=f"{model}: inference step by step"), out / name)
-            captions[name] = (f"What each step of inference buys on the {model} model: the bound against steps and against time, the squared "
+            captions[name] = (f"What each step of inference buys on the {model} model: the bound against steps and time, the squared "
                               "error and the sparsity of the code; means over the first held-out images.")
     return captions
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from guides.base import Fixed, Guide
 from guides.natural import Natural
 from guides.semi import Semi
-from guides.stepwise import Deltas, Stepwise
+from guides.stepwise import Deltas, Stepwise, evaluating
 from inference.methods.amortized import draw
 from inference.methods.local import ascent
 from inference.metrics.scores import score
@@ -34,7 +34,7 @@ class Trajectory:
         step: Which steps these are, 0 for the start, ``(T + 1,)``.
         elbo, nelbo, mse, kl, r2: Per image, ``(T + 1, N)``, as defined by :data:`inference.metrics.scores.COLUMNS`.
         zeros: Fraction of exact zeros in the code, ``(T + 1,)``.
-        sparsity: Population sparsity of the code, mean over images, ``(T + 1,)``.
+        sparsity: Population sparsity of the code, mean over images, ``(T + 1,)``; NaN for a single latent.
         code: Posterior mean of the code of the first images, ``(T + 1, keep, K)``.
         reconstruction: Their mean images, ``(T + 1, keep, *event_shape)``.
         seconds: Wall clock of all images since the start, ``(T + 1,)``; what it takes to look is not counted.
@@ -112,16 +112,12 @@ def path_of(method: str, model: Callable, x: Tensor, guide: nn.Module | None, **
 
 def _path(guide: Guide, x: Tensor, steps: int | None) -> Iterator[Deltas]:
     """The guide's path in evaluation mode, which is left once it has ended or been given up."""
-    training = guide.training
-    guide.eval()
-    try:
+    with evaluating(guide):
         if isinstance(guide, Stepwise):
             yield from guide.path(x, steps)
         else:
             yield {name: x.new_zeros(len(x), len(family.parameters), units) for name, (family, units) in guide.model.latents.items()}
             yield guide.delta(x)
-    finally:
-        guide.train(training)
 
 
 def _looks(step: int) -> bool:
@@ -156,9 +152,9 @@ def _look(model: nn.Module, x: Tensor, deltas: Deltas, draws: int, keep: int) ->
     first = posterior.first(keep)
     code = _code(model, posterior)
     means = first.average(_code(model, first))
+    sparsity = population_sparsity(code[0, 0]).mean() if code.shape[-1] > 1 else x.new_tensor(torch.nan)
     return {name: scores.per_image[name] for name in ("elbo", "nelbo", "mse", "kl", "r2")} | {
-        "zeros": fraction_of_zeros(code[0, 0]), "sparsity": population_sparsity(code[0, 0]).mean(), "code": means,
-        "reconstruction": first.predict(model)}
+        "zeros": fraction_of_zeros(code[0, 0]), "sparsity": sparsity, "code": means, "reconstruction": first.predict(model)}
 
 
 def _code(model: nn.Module, posterior: object) -> Tensor:

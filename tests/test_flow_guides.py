@@ -94,6 +94,8 @@ def test_densities_are_those_of_the_draws_by_the_change_of_variables(kind, optio
     drawn = law.log_prob(value)
     again = laws(guide, x)[0]["z"].log_prob(value.clone())  # nothing remembered: through the inverse
     torch.testing.assert_close(drawn, again, atol=1e-7, rtol=1e-7)
+    other = value.detach() + 0.1
+    torch.testing.assert_close(law.log_prob(other), laws_of(guide, {"z": other}, x)["z"].log_prob(other))  # the draw is not taken for it
     if kind == "flow":
         noise = law.base_dist.rsample()
 
@@ -359,7 +361,8 @@ def test_bad_input():
         with pytest.raises(ValueError, match="given was none"):
             infer(real, x, kind)
     for options, message in (({"transform": "planar"}, "unknown transform 'planar'; known are: iaf, nsf, affine"),
-                             ({"transforms": 0}, "at least 1"), ({"context": 0}, "at least 1"), ({"hidden": [0]}, "at least 1"),
+                             ({"transforms": 0}, "at least 1"), ({"context": 0}, "at least 1"), ({"hidden": [0]}, "need at least 3 units each"),
+                             ({"hidden": [9, 2]}, "need at least 3 units each"), ({"hidden": [1], "transform": "affine"}, "at least 2 units"),
                              ({"bins": 1}, "at least 2")):
         with pytest.raises(ValueError, match=message):
             guides.build("flow", real, **options)

@@ -17,7 +17,7 @@ from guides.base import Fixed
 from guides.bounds import elbo, exact_elbo
 from guides.iterative import ENCODINGS, Iterative
 from guides.stepwise import elbo_slope
-from guides.update_networks import KEEP, NETWORKS
+from guides.update_networks import NETWORKS
 from zoo.latents.gaussian import Gaussian
 from zoo.models.one_layer import OneLayer
 from zoo.oracles import enumerable_poisson, linear_gaussian, mixture
@@ -51,7 +51,7 @@ def counts():
 
 
 def ascended(bound, start):
-    """The best ELBO ``(N,)`` that a second-order method finds from ``start``."""
+    """The best ELBO ``(N,)`` that a second-order method finds from ``start``, and where."""
     deltas = {name: delta.clone().requires_grad_(True) for name, delta in start.items()}
     newton = torch.optim.LBFGS(deltas.values(), max_iter=200, line_search_fn="strong_wolfe")
 
@@ -62,7 +62,7 @@ def ascended(bound, start):
         return value
 
     newton.step(loss)
-    return bound(deltas).detach()
+    return bound(deltas).detach(), {name: delta.detach() for name, delta in deltas.items()}
 
 
 def best_elbo(model, x):
@@ -71,7 +71,7 @@ def best_elbo(model, x):
         return exact_elbo(model, Fixed(model, {"z": model.mean_field(x)["z"].float() - model.prior}), x).value
     if hasattr(model.family, "groups"):  # a mixture's posterior is in the family
         return model.log_evidence(x).float()
-    return ascended(lambda deltas: exact_elbo(model, Fixed(model, deltas), x).value, {"z": torch.zeros(len(x), 1, model.units)})
+    return ascended(lambda deltas: exact_elbo(model, Fixed(model, deltas), x).value, {"z": torch.zeros(len(x), 1, model.units)})[0]
 
 
 ORACLES = {"linear-gaussian": lambda: linear_gaussian(latents=4, event_shape=(1, 3, 3), scale=0.5), "counts": counts, "mixture": mixture}
@@ -86,7 +86,8 @@ def trained(name, network="units"):
 def _trained(name, network):
     model = ORACLES[name]().requires_grad_(False)
     guide = guides.build("iterative", model, steps=4, network=network, hidden=16 if network == "units" else 64, rank=8)
-    inference.fit(model, guide, drawn(model, 2000, 1), objective="exact", steps=50 if network == "units" else 80, lr=1e-2 if network == "units" else 3e-3, **TRAINING)
+    length, lr = (50, 1e-2) if network == "units" else (80, 3e-3)
+    inference.fit(model, guide, drawn(model, 2000, 1), objective="exact", steps=length, lr=lr, **TRAINING)
     return model, guide, drawn(model, 60, 2)
 
 
@@ -157,22 +158,43 @@ class Says(nn.Module):
 
 
 def quadratic(overshoot, keep=-60.0):
-    """A guide that proposes ``overshoot`` times the way to the optimum; in the locations the ELBO is a parabola."""
+    """A guide whose updates are ``overshoot`` times the way from the prior to the optimum; in the locations the ELBO is a parabola."""
     model = ORACLES["linear-gaussian"]()
     x = drawn(model, 3, 4)
     best = model.mean_field(x)["z"].float() - model.prior
     best[:, 1] = 0.0
-    guide = Iterative(model, steps=6)
+    guide = Iterative(model, steps=6, encodes=("params",))
     guide.network = Says(keep, overshoot * best)
     return guide, x, best
 
 
 def test_an_update_is_gated():
-    guide, x, best = quadratic(0.8, keep=0.5)
-    path = [deltas["z"] for deltas in guide.eval().path(x, 3)]
-    gate = torch.sigmoid(torch.tensor(0.5 + KEEP))
-    for before, after in zip(path, path[1:], strict=False):
-        torch.testing.assert_close(after, gate * before + (1 - gate) * 0.8 * best)
+    guide, x, best = quadratic(0.2, keep=0.5)
+    gate = 1 - torch.sigmoid(torch.tensor(0.5))
+    for step, deltas in enumerate(guide.eval().path(x, 3)):
+        torch.testing.assert_close(deltas["z"], step * gate * 0.2 * best)
+
+
+def test_where_gradients_are_read_the_natural_gradient_is_part_of_the_update():
+    model = ORACLES["linear-gaussian"]()
+    x, deltas = drawn(model, 5, 4), {"z": 0.3 * torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(1))}
+    guide = Iterative(model, steps=1)
+    guide.network = Says(0.5, 0.1 * deltas["z"])
+    gate = 1 - torch.sigmoid(torch.tensor(0.5))
+    expected = deltas["z"] + gate * (torch.asinh(natural_gradient(model, x, deltas)) + 0.1 * deltas["z"])
+    torch.testing.assert_close(guide.refine(x, deltas, None)[0]["z"], expected, rtol=1e-4, atol=1e-4)
+
+
+def natural_gradient(model, x, deltas):
+    """Of a Gaussian family, by autograd and its Fisher information, ``diag(1 / scale², 2)``."""
+    scale = (5.3 * torch.tanh(deltas["z"][:, 1] / 5.3)).exp()
+    slope = slope_of(model, x, deltas)
+    return torch.stack([scale.square() * slope[:, 0], slope[:, 1] / 2], dim=1)
+
+
+def slope_of(model, x, deltas):
+    here = deltas["z"].clone().requires_grad_(True)
+    return torch.autograd.grad(exact_elbo(model, Fixed(model, {"z": here}), x).value.sum(), here)[0]
 
 
 def test_an_update_that_lowers_the_elbo_is_undone_and_then_halved():
@@ -284,7 +306,7 @@ def test_a_hierarchy_is_inferred_level_by_level():
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(6)
         path = list(guide.path(x, 8))
-    best = ascended(lambda deltas: model.exact_elbo(deltas, x), path[0])
+    best = ascended(lambda deltas: model.exact_elbo(deltas, x), path[0])[0]
     gaps = torch.stack([best - model.exact_elbo(deltas, x) for deltas in path])
     assert (gaps > -1e-3).all()
     assert gaps[4].mean() < 0.15 * gaps[0].mean() and gaps[8].mean() < 0.15 * gaps[0].mean()
@@ -306,6 +328,7 @@ def test_slopes_and_draws_of_a_hierarchy():
         found = torch.stack(found)
         assert ((found.mean(0) - expected).abs() < 5 * found.std(0) / len(found)**0.5 + 1e-5).all()
     guide = Iterative(model, steps=1).eval()
+    guide.encodes = ("params",)
     guide.network.forward = lambda features, image: {name: (torch.full_like(deltas[name], -60.0), deltas[name].detach()) for name in deltas}
     samples = inference.infer(model, x, "iterative", guide=guide, draws=4000, seed=1).samples
     rest = samples["z1"][0] - samples["z2"][0] @ model.upper.T  # what inference adds to the prior that this draw's z2 gives
@@ -365,18 +388,17 @@ def test_what_the_network_reads():
     guide = Iterative(model, encodes=ENCODINGS, steps=1).eval()
     deltas = {"z": 0.3 * torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(1))}
     guide.network = Says(0.0, 0 * deltas["z"])
-    guide.refine(x, deltas, None)
+    _, memory = guide.refine(x, deltas, None)
     params, slope, size, step, update = guide.network.features["z"].split(2, dim=-2)
-    here = deltas["z"].clone().requires_grad_(True)
-    truth = torch.autograd.grad(exact_elbo(model, Fixed(model, {"z": here}), x).value.sum(), here)[0]
+    truth = slope_of(model, x, deltas)
     root = truth.square().mean(-1, keepdim=True).sqrt()
     torch.testing.assert_close(params, deltas["z"])
     torch.testing.assert_close(slope, truth / root, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(size, root.log().expand_as(truth), rtol=1e-4, atol=1e-5)
-    scale = model.family.posterior(model.prior, deltas["z"])[:, 1].exp()
-    natural = torch.stack([scale.square() * truth[:, 0], truth[:, 1] / 2], dim=1)
-    torch.testing.assert_close(step, torch.asinh(natural), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(step, torch.asinh(natural_gradient(model, x, deltas)), rtol=1e-4, atol=1e-5)
     assert not update.any()
+    guide.train().refine(x, deltas, memory)
+    torch.testing.assert_close(guide.network.features["z"][:, -2:], memory["update/z"])
     mean = model.decoder((model.prior + deltas["z"])[:, 0])
     errors = ((x - mean) / model.scale.square()).flatten(1)
     torch.testing.assert_close(guide.network.image, torch.cat([x.flatten(1), errors], dim=1))
@@ -468,3 +490,15 @@ def test_the_method_needs_its_guide():
             inference.infer(model, x, "iterative", guide=wrong)
     with pytest.raises(ValueError, match="steps must not be negative, but is -1"):
         inference.infer(model, x, "iterative", guide=guide, steps=-1)
+
+
+def test_vanished_rates_do_not_spoil_the_features():
+    """A rate that has underflown has slope 0 and, divided by the rate, no natural gradient; all else stays finite."""
+    model = counts()
+    x = drawn(model, 4, 2)
+    guide = Iterative(model, steps=2)
+    for far in (-200.0, 300.0):
+        deltas = {"z": torch.full((4, 1, 2), far)}
+        with torch.no_grad():
+            after, memory = guide.train().refine(x, deltas, None)
+        assert all(part.isfinite().all() for part in [after["z"], *memory.values()])

@@ -37,7 +37,7 @@ def test_probabilistic_pca_reaches_the_maximum_likelihood():
     highest = -0.5 * (6 * math.log(2 * math.pi) + values[:2].log().sum() + 4 * noise.log() + 6).item()
     model = zoo.build("gaussian", (1, 1, 6), latents=2, learn_scale=True, init_scale=0.5, seed=1)
     at_first = LinearGaussian.of(model).log_evidence(x).mean().item()
-    history = fit(model, None, x, sampler="mala", steps=240, batch_size=100, lr=0.05, **EM)
+    history = fit(model, None, x, sampler="mala", steps=200, batch_size=100, lr=0.05, **EM)
     reached = LinearGaussian.of(model).log_evidence(x).mean().item()
     assert at_first < highest - 0.5
     assert highest - 0.01 < reached <= highest + 1e-6
@@ -90,7 +90,7 @@ def test_counts_reach_the_maximum_likelihood_by_enumeration():
 
     ascent.step(loss)
     highest = exact.log_evidence(x).mean().item()
-    fit(model, None, x, particles=2, steps=250, batch_size=150, lr=0.05, **EM)
+    fit(model, None, x, particles=2, steps=200, batch_size=150, lr=0.05, **EM)
     reached = model.log_evidence(x).mean().item()
     assert at_first < highest - 0.2 and highest - 0.01 < reached < highest + 1e-3
     assert (model.prior - exact.prior).abs().max() < 0.15
@@ -135,7 +135,7 @@ IMAGES = torch.tensor([[-1.5, 0.4, 0.2], [0.3, -0.8, 0.9], [2.0, 0.5, -0.5], [0.
 @pytest.mark.parametrize("sampler", ["gibbs", "lattice"])
 def test_chains_of_counts_are_in_the_posterior(sampler):
     oracle = poisson_fixture()
-    draws, _ = visited(oracle, IMAGES, 25 if sampler == "gibbs" else 60, chains=200, sampler=sampler)
+    draws, _ = visited(oracle, IMAGES, 20 if sampler == "gibbs" else 40, chains=200, sampler=sampler)
     wanted, _ = oracle.posterior_moments(IMAGES)
     check_means(draws["z"], wanted, 0.02)
 
@@ -143,7 +143,7 @@ def test_chains_of_counts_are_in_the_posterior(sampler):
 @pytest.mark.parametrize("sampler", ["hmc", "mala"])
 def test_chains_of_real_values_are_in_the_posterior(sampler):
     oracle = linear_gaussian(latents=2, event_shape=(1, 1, 3), scale=0.5)
-    draws, chains = visited(oracle, IMAGES, 20 if sampler == "hmc" else 80, chains=200, sampler=sampler)
+    draws, chains = visited(oracle, IMAGES, 15 if sampler == "hmc" else 50, chains=200, sampler=sampler)
     mean, covariance = oracle.posterior(IMAGES)
     check_means(draws["z"], mean, 0.05)
     check_means((draws["z"] - mean).square(), covariance.diagonal().expand(4, 2), 0.05)

@@ -43,6 +43,8 @@ def test_its_python_example_runs_on_a_small_budget(tmp_path, monkeypatch):
     assert few.count("x[:20]") == 3 and "draws=6" in few and "temperatures=3" in few
     exec(compile(few, "README.md", "exec"), names)
     assert (tmp_path / "posterior.nc").stat().st_size > 0
+    exec(compile(next(block for block in blocks("python") if "path_of(" in block).replace("x[:50]", "x[:5]"), "README.md", "exec"), names)
+    assert set(names["ways"]) == {"amortized", "local", "natural", "semi"}
 
 
 def test_its_optic_flow_example_runs():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from guides.base import Fixed
 from guides.iterative import Iterative
 from guides.semi import Semi
-from guides.stepwise import Stepwise
+from guides.stepwise import Stepwise, evaluating
 from inference.methods.amortized import draw
 from inference.posterior import Posterior
 
@@ -59,14 +59,9 @@ def follow(guide: Stepwise, x: Tensor, draws: int, steps: int | None = None) -> 
     """
     if steps is not None and steps < 0:
         raise ValueError(f"steps must not be negative, but is {steps}")
-    training = guide.training
-    guide.eval()
-    try:
-        with torch.no_grad():
-            for deltas in guide.path(x, steps):
-                arrived = deltas
-    finally:
-        guide.train(training)
+    with torch.no_grad(), evaluating(guide):
+        for deltas in guide.path(x, steps):
+            arrived = deltas
     return draw(Fixed(guide.model, arrived), x, draws)
 
 
