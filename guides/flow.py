@@ -57,20 +57,17 @@ class Flow(JointGuide):
         super().__init__(model, extra=context, encoder=encoder, bias=bias, init_scale=init_scale, seed=seed)
         univariate, shapes = _univariate(transform, bins)
         passes = 2 if transform == "affine" else None
-        widths = [hidden or (2 * [max(64, 2 * size)] if hidden is None else []) for size in self.sizes.values()]
-        for size, layers in zip(self.sizes.values(), widths, strict=True):
-            if any(width < (passes or size) for width in layers):
-                raise ValueError(f"hidden layers of this flow need at least {passes or size} units each, not {list(layers)}")
         masked = _zuko().flows.autoregressive.MaskedAutoregressiveTransform
         self.flows = nn.ModuleList()
         above = 0
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for size, layers in zip(self.sizes.values(), widths, strict=True):
+            for size in self.sizes.values():
+                layers = _layers(hidden, size, min(size, passes or size))
                 orders = (torch.arange(size), torch.arange(size).flip(0))
                 self.flows.append(nn.ModuleList(
                     masked(size, context + above, passes=passes, order=orders[step % 2], univariate=univariate, shapes=shapes,
-                           hidden_features=tuple(layers), activation=nn.SiLU) for step in range(transforms)))
+                           hidden_features=layers, activation=nn.SiLU) for step in range(transforms)))
                 above += size
         for stack in self.flows:
             for layer in stack:
@@ -111,6 +108,13 @@ class _Remembering(Transform):
 
     def with_cache(self, cache_size: int = 1) -> _Remembering:
         return self
+
+
+def _layers(hidden: Sequence[int] | None, size: int, least: int) -> list[int]:
+    layers = 2 * [max(64, 2 * size)] if hidden is None else list(hidden)
+    if any(width < least for width in layers):
+        raise ValueError(f"hidden layers of this flow need at least {least} units each, not {layers}")
+    return layers
 
 
 def _univariate(transform: str, bins: int) -> tuple[Callable[..., Transform], list[tuple[int, ...]]]:

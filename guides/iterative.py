@@ -34,7 +34,7 @@ class Iterative(Stepwise):
         model: The model.
         encodes: What the network reads: ``"image"`` (its pixels), ``"params"`` (the posterior's, less the prior's), ``"gradient"`` (of the
             ELBO in them, and the update before), ``"errors"`` (of every level: the score of the likelihood in the image's mean; above it
-            the prediction error is ``"params"`` itself). Without the image the guide is known to stay far from the optimum.
+            the prediction error is ``"params"`` itself). Without the image the guide needs more steps, in training and in inference.
         network: ``"units"``, one small network for all latents, which meet in the gradient; or ``"dense"``, layers over all latents.
         hidden: Units of its two hidden layers; by default 32 and 512.
         rank: Of the linear map from the pixels to the latents in the network ``"units"``.
@@ -123,10 +123,11 @@ class Iterative(Stepwise):
         """What the network reads: of every site ``(N, channels · P, K)``, and of the image ``(N, pixels)``; and the saturated natural
         gradients ``(N, P, K)``, zeros where gradients are not read."""
         natural = {}
+        bend = torch.asinh if self.exact else torch.tanh  # sampled slopes, divided by a Fisher information, can be anything
 
         def walk(name: str, family: Family, prior: Tensor) -> Tensor:
             params = family.posterior(prior, deltas[name])
-            natural[name] = torch.asinh(_natural(family, params, memory[f"slope/{name}"]).nan_to_num()).clamp(-FAR, FAR)
+            natural[name] = bend(_natural(family, params, memory[f"slope/{name}"]).nan_to_num()).clamp(-FAR, FAR)
             return center(family.distribution(params))
 
         latents = self.model.descend(walk, x)

@@ -196,8 +196,9 @@ def _check(model: nn.Module, exact: bool, **given: object) -> None:
     if given["guarded"]:
         if not exact:
             raise ValueError("guarded steps need the ELBO in closed form: a linear decoder, and KL divergences in closed form")
-        if given["self_cost"] == "learned" or given["unrolled"]:
-            raise ValueError("guarded steps climb the ELBO itself and are not differentiated: use self_cost='analytic', unrolled=False")
+        if given["self_cost"] == "learned" or step_size == "learned" or given["unrolled"]:
+            raise ValueError("guarded steps climb the ELBO itself and are not differentiated: self_cost must be 'analytic', step_size a "
+                             "number, and unrolled False")
     if given["unrolled"] and not (exact and _differentiable(model)):
         raise ValueError("gradients flow back through steps only in closed form, for families with their own natural gradient; "
                          "use unrolled=False")

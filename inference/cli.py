@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -40,17 +41,18 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
     data: Annotated[str, typer.Option(help="Data set.")] = "patches",
     budget: Annotated[str, typer.Option(help="smoke, default or paper.")] = "default",
-    objective: Annotated[str | None, typer.Option(help="exact, elbo or iwae; exact where possible.")] = None,
+    objective: Annotated[str | None, typer.Option(help="exact, elbo, iwae, dreg, rws, …; exact where possible.")] = None,
     latents: Annotated[int | None, typer.Option(help="Number of latents; 512 (rofl: 128), or 64 on the smoke budget.")] = None,
     decoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     encoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
+    guide: Annotated[str, typer.Option(help="The guide to train with: amortized, iterative, natural, semi, …")] = "amortized",
     epochs: Annotated[float | None, typer.Option(help="Length of training, instead of the budget's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initial weights, batches and samples.")] = 0,
     device: Device = None,
     plugin: Plugin = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train one model with an amortized guide and save both. An interrupted run goes on where it was."""
+    """Train one model with a guide and save both. An interrupted run goes on where it was."""
     _import_plugins(plugin)
     import guides as guide_package
     import inference
@@ -69,10 +71,12 @@ def fit(
         latents = choose_latents(latents, budget, data)
         images = zoo.data.load(data)
         program = zoo.build(model, images, latents=latents, decoder=decoder, seed=seed)
-        guide = guide_package.build("amortized", program, encoder=encoder, seed=seed)
-        history = inference.fit(program, guide, images, objective=objective, seed=seed, device=choose_device(device),
+        asked = {"encoder": encoder, "seed": seed}
+        asked = {name: value for name, value in asked.items() if name in signature(guide_package.registry[guide]).parameters}
+        trained = guide_package.build(guide, program, **asked)
+        history = inference.fit(program, trained, images, objective=objective, seed=seed, device=choose_device(device),
                                 checkpoint=out / "training", progress=not quiet, **settings)
-        inference.save(out, program.cpu(), guide.cpu(), description={"data": data, "data_options": {}, "objective": objective},
+        inference.save(out, program.cpu(), trained.cpu(), description={"data": data, "data_options": {}, "objective": objective},
                        history=history.rows)
     typer.echo(f"saved in {out}: training ELBO {history.rows[-1]['elbo']:.2f} nats per image after {history.rows[-1]['step']} steps")
 
@@ -88,7 +92,7 @@ def compare(
     latents: Annotated[int | None, typer.Option(help="Latents per model; 512 (rofl: 128), or 64 on the smoke budget.")] = None,
     decoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
     encoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
-    objective: Annotated[str | None, typer.Option(help="exact, elbo or iwae; exact where possible.")] = None,
+    objective: Annotated[str | None, typer.Option(help="exact, elbo, iwae, dreg, rws, …; exact where possible.")] = None,
     trained: Annotated[
         list[Path] | None, typer.Option("--from", help="Compare on a model saved by zoo fit, instead of training; repeatable.")] = None,
     device: Device = None,

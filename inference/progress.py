@@ -33,7 +33,8 @@ def training_bar(steps: int) -> Iterator[Callable[[int, int, dict], None]]:
         task = display.add_task("training", total=steps, note="")
 
         def report(step: int, steps: int, row: dict) -> None:
-            display.update(task, completed=step, note=f"elbo {row['elbo']:.1f} nats")
+            name = "elbo" if row["elbo"] == row["elbo"] else "log_joint"  # training on chains has no bound
+            display.update(task, completed=step, note=f"{name} {row.get(name, float('nan')):.1f} nats")
 
         yield report
 

@@ -361,8 +361,9 @@ def test_bad_input():
         with pytest.raises(ValueError, match="given was none"):
             infer(real, x, kind)
     for options, message in (({"transform": "planar"}, "unknown transform 'planar'; known are: iaf, nsf, affine"),
-                             ({"transforms": 0}, "at least 1"), ({"context": 0}, "at least 1"), ({"hidden": [0]}, "need at least 3 units each"),
-                             ({"hidden": [9, 2]}, "need at least 3 units each"), ({"hidden": [1], "transform": "affine"}, "at least 2 units"),
+                             ({"transforms": 0}, "at least 1"), ({"context": 0}, "at least 1"),
+                             ({"hidden": [9, 2]}, "need at least 3 units each"),
+                             ({"hidden": [1], "transform": "affine"}, "need at least 2 units each"),
                              ({"bins": 1}, "at least 2")):
         with pytest.raises(ValueError, match=message):
             guides.build("flow", real, **options)

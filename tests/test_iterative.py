@@ -241,13 +241,13 @@ def test_the_image_among_the_encodings_helps():
     model = curved()
     images, x = drawn(model, 2000, 1), drawn(model, 50, 2)
     best = inference.infer(model, x, "local", steps=120, draws=1).stats["elbo_trace"][-20:].mean()
-    gaps = []
+    gaps = []  # after two steps
     for encodes in (("image", "params", "gradient"), ("params", "gradient")):
         guide = guides.build("iterative", model, steps=4, network="dense", hidden=64, encodes=encodes)
         inference.fit(model, guide, images, steps=45, lr=3e-3, **TRAINING)
-        params = inference.infer(model, x, "iterative", guide=guide, draws=1).params["z"]
+        params = inference.infer(model, x, "iterative", guide=guide, draws=1, steps=2).params["z"]
         gaps.append(best - sampled_elbo(model, _deltas(model, params), x).mean())
-    assert 0 < gaps[0] < 0.75 * gaps[1]
+    assert 0 < gaps[0] < 0.85 * gaps[1]
 
 
 def _deltas(model, params):
@@ -388,7 +388,7 @@ def test_what_the_network_reads():
     guide = Iterative(model, encodes=ENCODINGS, steps=1).eval()
     deltas = {"z": 0.3 * torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(1))}
     guide.network = Says(0.0, 0 * deltas["z"])
-    _, memory = guide.refine(x, deltas, None)
+    _, memory = guide.train().refine(x, deltas, None)
     params, slope, size, step, update = guide.network.features["z"].split(2, dim=-2)
     truth = slope_of(model, x, deltas)
     root = truth.square().mean(-1, keepdim=True).sqrt()
@@ -397,8 +397,10 @@ def test_what_the_network_reads():
     torch.testing.assert_close(size, root.log().expand_as(truth), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(step, torch.asinh(natural_gradient(model, x, deltas)), rtol=1e-4, atol=1e-5)
     assert not update.any()
+    before = memory["update/z"].clone()
+    assert before.any()
     guide.train().refine(x, deltas, memory)
-    torch.testing.assert_close(guide.network.features["z"][:, -2:], memory["update/z"])
+    torch.testing.assert_close(guide.network.features["z"][:, -2:], before)
     mean = model.decoder((model.prior + deltas["z"])[:, 0])
     errors = ((x - mean) / model.scale.square()).flatten(1)
     torch.testing.assert_close(guide.network.image, torch.cat([x.flatten(1), errors], dim=1))

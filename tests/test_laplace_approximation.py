@@ -12,7 +12,7 @@ import guides
 import inference
 import zoo
 from guides.bounds import elbo
-from guides.curvature import hessian
+from guides.curvature import hessian, summits
 from inference import infer, log_joint, score
 from zoo.density import counting
 from zoo.oracles import linear_gaussian, poisson_fixture
@@ -91,6 +91,21 @@ def test_the_mode_is_one_of_the_unconstrained_density():
     assert gradient.abs().max() < 1e-3 and guide.promise.max() < 1e-6
     expected = value + 1.5 * math.log(2 * math.pi) + guide.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     torch.testing.assert_close(guide.log_evidence, expected, atol=1e-6, rtol=0)
+
+
+def test_newton_steps_that_overshoot_are_halved():
+    """Log densities like −|u| far out: whole steps from 5 would land at −69 and go on from there to infinity."""
+    def program(x=None, size=None):
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", dist.Logistic(torch.zeros((), dtype=DOUBLE), 1.0))
+            return pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1e3).to_event(1), obs=x)
+
+    x = torch.zeros(2, 1, dtype=DOUBLE)
+    near = guides.build("laplace_approximation", program, x)
+    torch.testing.assert_close(near.loc, torch.zeros(2, 1, dtype=DOUBLE), atol=1e-6, rtol=0)
+    torch.testing.assert_close(near.scale_tril[:, 0, 0], torch.full((2,), math.sqrt(2), dtype=DOUBLE), atol=1e-4, rtol=0)
+    far = summits(near.model, x, [{"z": torch.tensor([5.0, -8.0], dtype=DOUBLE)}], newton=50, floor=1e-3)
+    torch.testing.assert_close(far.loc, near.loc, atol=1e-6, rtol=0)
 
 
 def test_hessians_are_those_of_finite_differences():
@@ -191,7 +206,7 @@ def test_it_is_a_guide_for_bounds_and_costs_are_counted():
     assert torch.equal(first, again) and not any(p.requires_grad for p in guide.parameters())
 
 
-def test_bad_input():
+def test_bad_input(monkeypatch):
     model, x = linear_gaussian(3, (1, 2, 2)), images(4, (1, 2, 2)).float()
     with pytest.raises(ValueError, match="does not fit the model: the latent 'z' is a count"):
         infer(poisson_fixture(), torch.zeros(2, 1, 1, 3), "laplace_approximation")
@@ -204,6 +219,9 @@ def test_bad_input():
             guides.build("laplace_approximation", model, x, **options)
     with pytest.raises(ValueError, match="made for 4 images, not for 3"):
         guides.build("laplace_approximation", model, x)(x[:3])
+    with pytest.raises(ValueError, match="the log density of image 2 .* not finite"):
+        guides.build("laplace_approximation", model, torch.where(torch.arange(4).reshape(4, 1, 1, 1) == 2, torch.inf, x))
+    monkeypatch.setattr("guides.curvature.CHUNK", 1)  # image by image
     with pytest.raises(ValueError, match="the log density of image 2 .* not finite"):
         guides.build("laplace_approximation", model, torch.where(torch.arange(4).reshape(4, 1, 1, 1) == 2, torch.inf, x))
     with pytest.raises(ValueError, match="has no option chains"):

@@ -106,7 +106,8 @@ def test_bounds_of_a_hierarchy_and_of_plain_programs():
 
     program = scalar_program(SITES["normal"])
     x = drawn(program, 5, 1)
-    followed = trajectory(program, x, path_of("local", program, x, None, steps=100), draws=100)
+    *_, end = path_of("local", program, x, None, steps=100)
+    followed = trajectory(program, x, [end], draws=200)
     evidence, mean, _ = quadrature("normal", x)
     assert ((evidence - followed.elbo[-1]).abs() < 0.03).all()  # a Normal posterior is in the family
     torch.testing.assert_close(followed.code[-1, :, 0].double(), mean, atol=0.15, rtol=0)
