@@ -17,19 +17,20 @@ __all__ = ["build"]
 
 
 def build(name: str, data: Any = None, *, latents: int = 512, decoder: str = "lin", learn_prior: bool | None = None,
-          scale: float | None = None, learn_scale: bool | str = False, decoder_bias: bool = False, init_scale: float = 0.05,
-          seed: int = 0, **options: Any) -> nn.Module:
+          scale: float | None = None, learn_scale: bool | str = False, likelihood: str = "normal", decoder_bias: bool = False,
+          init_scale: float = 0.05, seed: int = 0, **options: Any) -> nn.Module:
     """Builds a generative model.
 
     Arguments:
         name: A latent family (``zoo list``), for its one-layer model, or a model's name.
         data: What the model is for: anything with an ``event_shape`` (a data set), or the event shape itself.
         latents: Number of latents ``K``.
-        decoder: ``"lin"``, ``"mlp"`` or ``"conv"``.
+        decoder: ``"lin"``, ``"mlp"``, ``"conv"``, …
         learn_prior: Whether the prior's parameters are learned; the family's own habit if None.
         scale: Standard deviation σ of a pixel; if None what ``data.noise`` says, or else √½ (see
             :class:`~zoo.models.one_layer.OneLayer`).
         learn_scale: False, ``"image"`` or ``"pixel"``.
+        likelihood: ``"normal"``, or ``"bernoulli"`` for images of zeros and ones (:mod:`zoo.data.binary`).
         decoder_bias: Whether the decoder's first linear map has a bias.
         init_scale: Standard deviation of the decoder's linear weights at the start.
         seed: Seed of the initial parameters.
@@ -39,7 +40,7 @@ def build(name: str, data: Any = None, *, latents: int = 512, decoder: str = "li
         ValueError: for an unknown name, an option that the family does not have, or no data where the model needs it.
     """
     settings = {"latents": latents, "decoder": decoder, "learn_prior": learn_prior, "scale": scale, "learn_scale": learn_scale,
-                "decoder_bias": decoder_bias, "init_scale": init_scale, "seed": seed}
+                "likelihood": likelihood, "decoder_bias": decoder_bias, "init_scale": init_scale, "seed": seed}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if name in families.registry:
@@ -65,7 +66,7 @@ def _one_layer(name: str, data: Any, settings: dict[str, Any], options: dict[str
     learn_prior = family.learn_prior if settings["learn_prior"] is None else settings["learn_prior"]
     decoder = networks.decoder(settings["decoder"], units, event_shape, bias=settings["decoder_bias"], init_scale=settings["init_scale"])
     model = OneLayer(family, units, decoder, event_shape, prior=family.initial_prior(units), learn_prior=learn_prior,
-                     scale=settings["scale"], learn_scale=settings["learn_scale"])
+                     scale=settings["scale"], learn_scale=settings["learn_scale"], likelihood=settings["likelihood"])
     model.built_with = {"name": name, "event_shape": event_shape, **settings, **options}
     return model
 

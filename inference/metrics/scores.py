@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import Bernoulli, Distribution
 
 from inference.metrics.activity import ACTIVE_KL
 from inference.metrics.evidence import iwae_bound
@@ -120,7 +121,7 @@ def _reconstruct(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tens
     if posterior.params is not None and getattr(model, "linear", False):
         spread = model.family.decoded_variance(posterior.params["z"], model.decoder.weight)
         squares = (x - mean).flatten(1).square().sum(1) + spread
-        return squares, model.expected_log_prob(x, posterior.params), model.observation(mean).log_prob(mean), mean
+        return squares, model.expected_log_prob(x, posterior.params), _peak(model.observation(mean)), mean
     chains, draws = next(iter(posterior.samples.values())).shape[:2]
     squares = log_likelihood = torch.zeros(len(x), device=x.device)
     for chain in range(chains):
@@ -128,14 +129,21 @@ def _reconstruct(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tens
             law = observation(model, {name: value[chain, draw] for name, value in posterior.samples.items()}, x)
             squares = squares + (x - law.mean).flatten(1).square().sum(1)
             log_likelihood = log_likelihood + law.log_prob(x)
-    return squares / (chains * draws), log_likelihood / (chains * draws), law.log_prob(law.mean), mean
+    return squares / (chains * draws), log_likelihood / (chains * draws), _peak(law), mean
+
+
+def _peak(law: Distribution) -> Tensor:
+    """The greatest log p(x | z) that a law of this kind can give an image, ``(N,)``: the constant that a distortion leaves out."""
+    if isinstance(getattr(law, "base_dist", law), Bernoulli):
+        return torch.zeros(law.batch_shape, device=law.mean.device)
+    return law.log_prob(law.mean)
 
 
 def _decoded_mean(model: Callable, x: Tensor, posterior: Posterior) -> Tensor:
     if posterior.params is not None and hasattr(model, "family"):
-        return model.decoder(model.family.moments(posterior.params["z"])[0])
+        return model.mean(model.family.moments(posterior.params["z"])[0])
     if hasattr(model, "family"):
-        return model.decoder(model.family.code(posterior.samples["z"]).mean((0, 1)))
+        return model.mean(model.family.code(posterior.samples["z"]).mean((0, 1)))
     return observation(model, posterior.mean, x).mean
 
 

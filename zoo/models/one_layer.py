@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -21,6 +22,8 @@ from zoo.networks.lin import LinearDecoder
 __all__ = ["OneLayer", "UNIT_SCALE"]
 
 UNIT_SCALE = math.sqrt(0.5)  # −log N(x; y, ½) = ‖x − y‖² + (D/2) log π: the literature's "sum of squares" likelihood
+
+LIKELIHOODS = ("normal", "bernoulli")
 
 Draw = Callable[[str, Family, Tensor], Tensor]
 
@@ -38,11 +41,15 @@ class OneLayer(nn.Module):
         scale: Standard deviation σ of the pixels, at the start if it is learned. The default √½ makes
             −log p(x | z) the sum of squared errors plus a constant (:data:`UNIT_SCALE`).
         learn_scale: False, or what shares a learned σ: ``"image"`` (one σ) or ``"pixel"`` (one for each pixel).
+        likelihood: ``"normal"``, or ``"bernoulli"`` for images of zeros and ones: the decoder then gives logits, and there is no σ.
     """
 
     def __init__(self, family: Family, units: int, decoder: nn.Module, event_shape: tuple[int, ...], *, prior: Tensor,
-                 learn_prior: bool, scale: float = UNIT_SCALE, learn_scale: bool | str = False) -> None:
+                 learn_prior: bool, scale: float = UNIT_SCALE, learn_scale: bool | str = False,
+                 likelihood: str = "normal") -> None:
         super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood must be {' or '.join(map(repr, LIKELIHOODS))}, not {likelihood!r}")
         if not scale > 0:
             raise ValueError(f"scale must be positive, not {scale}")
         if learn_scale not in (False, True, "image", "pixel"):
@@ -51,6 +58,7 @@ class OneLayer(nn.Module):
         self.units = units
         self.decoder = decoder
         self.event_shape = tuple(event_shape)
+        self.likelihood = likelihood
         self._store("prior", prior, learn_prior)
         log_scale = torch.full(self.event_shape if learn_scale == "pixel" else (), math.log(scale))
         self._store("log_scale", log_scale, bool(learn_scale))
@@ -74,7 +82,7 @@ class OneLayer(nn.Module):
     @property
     def linear(self) -> bool:
         """Whether the image's mean is linear in the code."""
-        return isinstance(self.decoder, LinearDecoder)
+        return isinstance(self.decoder, LinearDecoder) and self.likelihood == "normal"
 
     def descend(self, draw: Draw, x: Tensor | None = None) -> dict[str, Tensor]:
         """Walks the latents top-down, asking ``draw(site, family, prior parameters)`` for each; returns them by site."""
@@ -82,10 +90,16 @@ class OneLayer(nn.Module):
 
     def decode(self, latents: dict[str, Tensor]) -> Tensor:
         """Mean of the image, ``(…, *event_shape)``, for latents ``(…, *event)``."""
-        return self.decoder(self.family.code(latents["z"]))
+        return self.mean(self.family.code(latents["z"]))
+
+    def mean(self, code: Tensor) -> Tensor:
+        """Mean of the image, ``(…, *event_shape)``, for codes ``(…, K)``."""
+        return self.decoder(code) if self.likelihood == "normal" else self.decoder(code).sigmoid()
 
     def observation(self, mean: Tensor) -> Distribution:
         """The likelihood for images of this mean."""
+        if self.likelihood == "bernoulli":
+            return dist.Bernoulli(mean).to_event(len(self.event_shape))
         return NormalImage(mean, self.scale, len(self.event_shape))
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:

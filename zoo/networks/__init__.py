@@ -1,8 +1,8 @@
 """Encoders ``(…, *event_shape) -> (…, out_features)`` and decoders ``(…, in_features) -> (…, *event_shape)``.
 
 The kinds "lin", "mlp" and "conv" are the architectures of Vafaii, Galor & Yates 2024 ("Poisson Variational
-Autoencoder", arXiv 2405.14473); lin and conv reproduce the published numbers of parameters. This module
-imports no torch; a kind is imported when it is first asked for.
+Autoencoder", arXiv 2405.14473); lin and conv reproduce the published numbers of parameters. "elu" is that of Marino, Yue & Mandt
+2018. This module imports no torch; a kind is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ encoders = Registry(
         "lin": ("zoo.networks.lin:lin_encoder", "one linear map of the pixels"),
         "mlp": ("zoo.networks.mlp:mlp_encoder", "a residual dense block on the pixels, then a linear map"),
         "conv": ("zoo.networks.conv:conv_encoder", "residual convolutions, then a linear map"),
+        "elu": ("zoo.networks.elu:elu_encoder", "two hidden layers of 512 ELU units, then a linear map"),
     },
 )
 
@@ -33,6 +34,7 @@ decoders = Registry(
         "lin": ("zoo.networks.lin:lin_decoder", "one linear map Phi; column k is the image of latent k"),
         "mlp": ("zoo.networks.mlp:mlp_decoder", "a linear map, a residual dense block, a linear map"),
         "conv": ("zoo.networks.conv:conv_decoder", "a linear map, then residual up-convolutions"),
+        "elu": ("zoo.networks.elu:elu_decoder", "two hidden layers of 512 ELU units, then a linear map"),
     },
 )
 
