@@ -23,6 +23,8 @@ def elu_encoder(event_shape: tuple[int, ...], out_features: int, *, bias: bool =
 def elu_decoder(in_features: int, event_shape: tuple[int, ...], *, bias: bool = False, init_scale: float = 0.05) -> nn.Module:
     """Two hidden layers, then a linear map to the pixels; ``bias`` is of the first map, ``init_scale`` is not used."""
     body = nn.Sequential(*_hidden(in_features, bias=bias), nn.Linear(HIDDEN, prod(event_shape)), nn.Unflatten(-1, event_shape))
+    if bias:
+        nn.init.zeros_(body[0].bias)
     return Batched((in_features,), body)
 
 
