@@ -3,7 +3,8 @@
     python benchmarks/sparse_frontier.py [--data van_hateren] [--latents 512] [--steps 1000]
 
 A dictionary is learned at one penalty λ; with it, the most probable codes of held-out patches are inferred at each of a grid of penalties
-(FISTA; LCA at some, to see that both come to the same codes), and once more with a dictionary that has been learned on at that penalty.
+(FISTA; LCA at some, to see that both come to the same codes), and once more with a dictionary that has learned on at that penalty.
+About ten minutes of one core.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=512, help="atoms (default: %(default)s)")
     parser.add_argument("--learned-at", type=float, default=0.5, help="penalty of learning the dictionary (default: %(default)s)")
     parser.add_argument("--penalties", type=float, nargs="+", default=GRID, help="default: %(default)s")
-    parser.add_argument("--lca", type=float, nargs="*", default=[0.3, 0.5, 0.8], help="penalties for LCA, too (default: %(default)s)")
+    parser.add_argument("--lca", type=float, nargs="*", default=[0.5, 0.8], help="penalties for LCA, too (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1000, help="learning steps of 250 patches (default: %(default)s)")
-    parser.add_argument("--more-steps", type=int, default=100, help="steps at each penalty; 0 for none (default: %(default)s)")
+    parser.add_argument("--more-steps", type=int, default=60, help="steps at each penalty; 0 for none (default: %(default)s)")
     parser.add_argument("--train", type=int, default=40_000, help="training patches (default: %(default)s)")
     parser.add_argument("--images", type=int, default=1000, help="held-out patches (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -60,7 +61,7 @@ def main() -> None:
             rows.append(_row(data, options, penalty, atoms, "fixed", "lca", max_steps=10_000))
         if options.more_steps:
             model = _model(data, options, penalty, atoms)
-            learn_dictionary(model, data, steps=options.more_steps, seed=options.seed + 1)
+            learn_dictionary(model, data, steps=options.more_steps, lr=0.1, seed=options.seed + 1)
             rows.append(_row(data, options, penalty, model.decoder.weight.detach(), "own", "fista"))
     best = {kind: min((row for row in rows if row["dictionary"] == kind), key=lambda row: row["distance"]) for kind in ("fixed", "own")
             if any(row["dictionary"] == kind for row in rows)}
