@@ -63,7 +63,8 @@ def divergence(model: Callable, x: Tensor, guide: Callable, evidence: Tensor, la
     z = {name: value[0] for name, value in drawn.samples.items()}
     log_q = inference.log_joint(guide, z, x) if drawn.log_q is None else drawn.log_q[0]
     gap = (evidence - (inference.log_joint(model, z, x) - log_q).double().mean(0)) / latents
-    return {"kl_per_latent": gap.mean().item(), "kl_per_latent_se": (gap.std() / math.sqrt(len(gap))).item()}
+    return {"kl_per_latent": gap.mean().item(), "kl_per_latent_se": (gap.std() / math.sqrt(len(gap))).item(),
+            "kl_per_latent_median": gap.median().item()}
 
 
 def rows_of(model: Callable, name: str, latents: int, train: Tensor, test: Tensor, evidence: Tensor, steps: int, seed: int) -> list[dict]:

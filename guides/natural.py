@@ -15,6 +15,7 @@ Gaussian network. With ``prior="static"`` the leak pulls to the model's prior, a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from guides.base import Fixed
 from guides.natural_steps import closed_form_slope, free_energy, guarded_step, moved, sampled_slope
 from guides.stepwise import Deltas, Stepwise, has_exact_elbo
 from zoo.density import log_terms
+from zoo.frozen import frozen
 from zoo.latents.base import Family
 from zoo.latents.poisson import Poisson
 from zoo.models.one_layer import OneLayer
@@ -158,7 +160,8 @@ class Natural(Stepwise):
         graph = torch.is_grad_enabled() and (not self.truncated or self.log_self_cost is not None)
         if not self.exact:
             return self._sampled_step(x, deltas, memory, before, beta)
-        value, slope, direction = closed_form_slope(self.model, x, deltas, before, beta, self.log_self_cost, graph)
+        with frozen(self.model) if self.truncated else nullcontext():  # a model learns from bounds, not from how they were climbed
+            value, slope, direction = closed_form_slope(self.model, x, deltas, before, beta, self.log_self_cost, graph)
 
         def candidate(gain: float | Tensor) -> Deltas:
             return moved(self.model, deltas, direction, gain, self.step_bound, self.floor)

@@ -233,11 +233,11 @@ def kl_to_exact(model, guide, x, draws=300):
         return (model.log_evidence(x) - elbo(model, guide, x, particles=draws).value.double()).mean().item() / model.units
 
 
-TRAINED = [("full", {}, 250), ("full", {"per_image": False}, 250), ("lowrank", {"rank": 7, "per_image": False}, 400),
+TRAINED = [("full", {}, 250), ("lowrank", {"rank": 7, "per_image": False}, 400),
            ("flow", {"transform": "iaf", "hidden": [32]}, 300)]
 
 
-@pytest.mark.parametrize(("kind", "options", "steps"), TRAINED, ids=["full", "full-shared", "lowrank", "iaf"])
+@pytest.mark.parametrize(("kind", "options", "steps"), TRAINED, ids=["full", "lowrank", "iaf"])
 def test_training_finds_the_exact_posterior_of_a_linear_gaussian_model(kind, options, steps):
     model = linear_gaussian(8, (1, 3, 3), scale=0.5, seed=1)
     torch.manual_seed(0)
@@ -269,7 +269,7 @@ def test_a_flow_bends_where_a_normal_cannot():
     truth, losses = grid_evidence(banana, x), {}
     for kind, options in (("full", {}), ("flow", {"transform": "iaf", "transforms": 2, "hidden": [32, 32]})):
         guide = guides.build(kind, banana, x, **options)
-        inference.fit(banana, guide, x.repeat(10, 1), freeze_model=True, steps=350, lr=0.03, batch_size=60, optimizer="adam",
+        inference.fit(banana, guide, x.repeat(10, 1), freeze_model=True, steps=250, lr=0.04, batch_size=60, optimizer="adam",
                       beta_start=1.0, warmup=0.05, progress=False)
         torch.manual_seed(1)
         with torch.no_grad():

@@ -406,6 +406,27 @@ def test_what_the_network_reads():
     torch.testing.assert_close(guide.network.image, torch.cat([x.flatten(1), errors], dim=1))
 
 
+@pytest.mark.parametrize("pixels", [0, 7])
+def test_networks_of_several_sites(pixels):
+    """Every site gets a gate and a proposal of its shape; ``units`` sees each latent alone, ``dense`` all of them."""
+    sizes, generator = {"a": (2, 3), "b.c": (1, 5)}, torch.Generator().manual_seed(1)
+    features = {name: torch.randn(4, 5 * count, units, generator=generator) for name, (count, units) in sizes.items()}
+    image = torch.randn(4, pixels, generator=generator) if pixels else None
+    nudged = features | {"b.c": features["b.c"].clone()}
+    nudged["b.c"][..., 2] += 1.0
+    for name, changes in (("units", {"a": [False] * 3, "b.c": [False, False, True, False, False]}), ("dense", {"a": [True] * 3,
+                                                                                                     "b.c": [True] * 5})):
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(2)
+            network = NETWORKS[name](sizes, 5, pixels, hidden=8, rank=4)
+            before, after = network(features, image), network(nudged, image)
+            other = None if image is None else network(features, image + 1.0)
+        for site, size in sizes.items():
+            assert [part.shape for part in before[site]] == [(4, *size)] * 2
+            assert (before[site][1] != after[site][1]).any(0).any(0).tolist() == changes[site]
+            assert other is None or (before[site][1] != other[site][1]).all()
+
+
 def test_training_starts_half_of_the_time_where_the_steps_lead():
     model, guide, x = trained("linear-gaussian")
     fresh = Iterative(model, steps=4, hidden=16, rank=8)

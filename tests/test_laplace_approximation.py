@@ -139,10 +139,10 @@ def test_the_evidence_of_a_near_normal_posterior_is_near():
     x = torch.tensor([[1.0], [2.5], [5.0]], dtype=DOUBLE)
     a = torch.linspace(1e-3, 12, 20_001, dtype=DOUBLE)
     truth = log_joint(program, {"a": a.unsqueeze(1)}, x).logsumexp(0) + math.log(a[1] - a[0])
-    posterior = infer(program, x, "laplace_approximation", draws=500)
+    posterior = infer(program, x, "laplace_approximation", draws=200, steps=100)
     torch.testing.assert_close(posterior.stats["log_evidence"], truth, atol=0.02, rtol=0)
     assert (posterior.samples["a"] > 0).all()
-    values = score(program, x, posterior, k=500)
+    values = score(program, x, posterior, k=200)
     torch.testing.assert_close(values.per_image["log_px_bound"], truth, atol=0.02, rtol=0)
 
 
@@ -151,7 +151,7 @@ def test_directions_without_curvature_get_the_prior_scale():
     model = zoo.build("laplace", (1, 1, 2), latents=4, decoder="lin", learn_prior=True, init_scale=0.8, seed=1).double()
     model.prior.data[1] += 0.3
     x = images(5, (1, 1, 2))
-    posterior = infer(model, x, "laplace_approximation", draws=3000)
+    posterior = infer(model, x, "laplace_approximation", draws=3000, steps=150)
     assert (posterior.stats["replaced"] == 2).all() and posterior.stats["log_evidence"].isfinite().all()
     weight = model.decoder.weight.detach()
     _, _, v = torch.linalg.svd(weight)
@@ -169,7 +169,7 @@ def test_directions_without_curvature_get_the_prior_scale():
     stuck = guides.build("laplace_approximation", saddle, x, values={"z": torch.zeros(3, 2, dtype=DOUBLE)})
     assert (stuck.replaced == 1).all() and (stuck.loc == 0).all()  # no slope there: nothing moves
     torch.testing.assert_close(stuck.scale_tril, torch.eye(2, dtype=DOUBLE).expand(3, -1, -1))
-    free = infer(saddle, x, "laplace_approximation", draws=2, starts=3)
+    free = infer(saddle, x, "laplace_approximation", draws=2, starts=3, steps=100)
     assert (free.stats["replaced"] == 0).all() and free.samples["z"][..., 0].abs().mean() > 0.8
 
 
@@ -182,7 +182,7 @@ def test_supports_that_depend_on_other_latents_and_images_in_parts(monkeypatch):
 
     x = images(5, (2,)).abs() + 0.5
     whole = guides.build("laplace_approximation", program, x)
-    posterior = infer(program, x, "laplace_approximation", draws=40)
+    posterior = infer(program, x, "laplace_approximation", draws=40, steps=100)
     a, b = (posterior.samples[name] for name in "ab")
     assert (b > 0).all() and (b < a).all()
     assert whole.promise.max() < 1e-3 and (whole.replaced == 0).all()

@@ -281,16 +281,17 @@ def test_gradients_through_unrolled_steps_are_finite_differences(name, options):
         assert (gradients[part] * way).sum().item() == pytest.approx(expected, rel=1e-5, abs=1e-7), part
 
 
-def test_truncated_steps_keep_gradients_within_them():
+@pytest.mark.parametrize("self_cost", ["analytic", "learned"])
+def test_truncated_steps_keep_gradients_within_them(self_cost):
     model, x = noisy("poisson", log_rate_init=(-2.0, 0.0)), images(n=5, dtype=torch.float64)
-    guide = Natural(model, steps=3, step_size="learned")
+    guide = Natural(model, steps=3, step_size="learned", self_cost=self_cost).double()
     assert guide.truncated and not guide.guarded
     bound = over_steps(exact_elbo)(model, guide, x)
-    to_weight, to_step = torch.autograd.grad(bound.surrogate.mean(), [model.decoder.weight, guide.log_step_size])
+    to_weight, *to_guide = torch.autograd.grad(bound.surrogate.mean(), [model.decoder.weight, *guide.parameters()])
     path = [{"z": deltas["z"].detach()} for deltas in guide.path(x)]
     alone, = torch.autograd.grad(exact_elbo(model, guide.at(path[-1]), x).value.mean() / 3, [model.decoder.weight])
     torch.testing.assert_close(to_weight, alone)  # the model learns from the last step, with the posterior held
-    assert to_step.abs() > 1e-6
+    assert all((gradient.abs() > 1e-6).all() for gradient in to_guide)
 
 
 @pytest.mark.parametrize("settings", [

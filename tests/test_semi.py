@@ -44,6 +44,14 @@ def test_refining_starts_at_the_encoder_and_helps(name, options, refine):
     assert best - values[-1].mean() < 0.35 * (best - values[0].mean())
 
 
+def test_an_image_stays_where_no_guarded_step_helps():
+    model, encoder, x = pair("poisson", {"log_rate_init": (-1.0, 0.5)})
+    guide = guides.build("semi", model, encoder=encoder, halvings=0, step_size=1.5, steps=6).eval()
+    values = values_along(guide, x)
+    rounding = 8 * torch.finfo(values.dtype).eps * (1 + values.abs())
+    assert (values[1:] >= values[:-1] - rounding[1:]).all() and (values[1:] == values[:-1]).any() and (values[-1] > values[0]).any()
+
+
 def test_refining_from_an_encoder_of_its_own_is_seeded(unchanged_generator):
     model, _, x = pair("poisson")
     with unchanged_generator():

@@ -106,7 +106,9 @@ def test_bounds_of_a_hierarchy_and_of_plain_programs():
 
     program = scalar_program(SITES["normal"])
     x = drawn(program, 5, 1)
-    *_, end = path_of("local", program, x, None, steps=100)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        *_, end = path_of("local", program, x, None, steps=150)
     followed = trajectory(program, x, [end], draws=200)
     evidence, mean, _ = quadrature("normal", x)
     assert ((evidence - followed.elbo[-1]).abs() < 0.03).all()  # a Normal posterior is in the family
@@ -127,6 +129,8 @@ def test_methods_arrive_where_infer_does(method):
     posterior = inference.infer(model, x, method, guide=guide, **options)
     followed = trajectory(model, x, path_of(method, model, x, guide, **options))
     torch.testing.assert_close(followed.elbo[-1], inference.score(model, x, posterior).per_image["elbo"])
+    if method in ("local", "semi"):
+        torch.testing.assert_close(followed.elbo[0], exact_elbo(model, encoder, x).value.detach())
     assert len(followed) == {"amortized": 1, "iterative": 3, "semi": 5, "natural": 4, "local": 7}[method]
 
 
@@ -169,12 +173,16 @@ def test_nothing_else_changes(unchanged_generator):
     iterative = guides.build("iterative", model, steps=2)
     semi = guides.build("semi", model, encoder=encoder, refine="svi", steps=2)
     encoder.train()
+    bounds = []
     for training in (True, False):
         iterative.train(training)
         with unchanged_generator():
             first, again, other = (trajectory(model, x, iterative, seed=seed) for seed in (1, 1, 2))
         assert iterative.training == iterative.network.training == training
         assert torch.equal(first.elbo, again.elbo) and not torch.equal(first.elbo, other.elbo)
+        bounds += [first.elbo, other.elbo]
+    assert torch.equal(bounds[0], bounds[2]) and torch.equal(bounds[1], bounds[3])
+    assert not first.kl[0].any()
     encoder.eval()
     trajectory(model, x, semi)
     assert semi.training and not encoder.training
@@ -242,7 +250,8 @@ def test_panels_show_means_over_images():
 
 
 def test_the_axis_of_steps_grows_like_a_logarithm_and_holds_zero():
-    bound = plots.plot_trajectory({"long": made(300)}).axes[0]
+    bound = plots.plot_trajectory({"long": made(300), "sparse": made([0, 1, 2, 8, 24])}).axes[0]
+    np.testing.assert_array_equal(lines(bound)["sparse"].get_xdata(), [0, 1, 2, 8, 24])
     at = bound.transData.transform([(step, 0.5) for step in (0, 1, 2, 4, 128, 256)])[:, 0]
     assert (np.diff(at) > 0).all()
     assert at[2] - at[1] == pytest.approx(at[3] - at[2]) == pytest.approx(at[5] - at[4])
@@ -292,7 +301,10 @@ def test_film_strips_show_the_steps_beside_the_image():
     words = [text.get_text() for text in ax.texts]
     heads = ["image", "start", "step 1", "2", "4"]
     assert words.count("iterative") == 2 and [word for word in words if word in heads] == heads
-    assert f"{made(5).mse[4, 1]:.1f}" in words
+    shown = [(ways["iterative"], 0), (ways["iterative"], 1), (ways["iterative"], 2), (ways["iterative"], 4), (ways["encoder"], 0),
+             (ways["encoder"], 1), (ways["long"], 0), (ways["long"], 1), (ways["long"], 2)]
+    errors = [f"{way.mse[at, row]:.1f}" for row in range(2) for way, at in shown]
+    assert [word for word in words if word.replace(".", "").isdigit() and "." in word] == errors
 
 
 def test_film_strips_of_flow_have_its_key(tmp_path):

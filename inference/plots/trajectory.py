@@ -22,7 +22,7 @@ __all__ = ["plot_steps", "plot_trajectory"]
 FEW = 24  # points of a line; with more of them they get no marks
 COLORS = (*MODEL_COLORS.values(), *COLOR_CYCLE)
 SPACING, GAP = 1.08, 0.2  # between the left edges of two tiles, and between two images, in widths of a tile
-HEAD, NAMES, KEY = 0.6, 1.7, 1.5  # inches above the tiles, for the names of the ways of inferring, and for the key of flow
+HEAD, LETTER, KEY = 0.35, 0.097, 1.5  # inches above the tiles, of a letter beside them, and for the key of flow
 
 
 @styled
@@ -120,7 +120,8 @@ def plot_steps(x: Any, trajectories: Mapping[str, Trajectory], *, steps: Sequenc
     tile = max(0.62, min(1.2, 9.0 / (SPACING * (len(steps) + 1)), 6.4 / strips))  # inches; narrower ones have no room for their numbers
     down = height / width + 0.24 / tile  # of a strip, in widths of a tile
     block = down * len(trajectories) + GAP  # of an image
-    wide, tall = SPACING * (len(steps) + 1) * tile + NAMES, (block * count - GAP) * tile + HEAD
+    names = 0.2 + LETTER * max(len(part) for label in trajectories for part in label.split(" · "))
+    wide, tall = SPACING * (len(steps) + 1) * tile + names, (block * count - GAP) * tile + HEAD
     key = KEY + 0.3 if is_flow(shape) else 0.0
     figure = new_figure(wide + key + 0.2, max(tall, HEAD + key) + 0.4 * bool(title), title)
     ax = figure.subplots(1, 2, width_ratios=[wide, KEY])[0] if key else figure.subplots()
@@ -145,15 +146,15 @@ def plot_steps(x: Any, trajectories: Mapping[str, Trajectory], *, steps: Sequenc
             ax.text((len(steps) + 1) * SPACING, top + 0.5 * height / width, label.replace(" · ", "\n"), va="center", fontsize=10.5,
                     color=styles[label]["color"], fontweight="bold")
     first = next((step for step in steps if step), None)
-    names = ["start" if step == 0 else f"step {step}" if step == first else str(step) for step in steps]
-    for column, name in enumerate(["image", *names]):
+    heads = ["start" if step == 0 else f"step {step}" if step == first else str(step) for step in steps]
+    for column, name in enumerate(["image", *heads]):
         ax.text(column * SPACING + 0.5, -0.06, name, ha="center", va="bottom", fontweight="bold" if column == 0 else None)
     ax.text(0.5, height / width + 0.02, "sq. error:", ha="center", va="top", fontsize=9.5)
     if is_flow(shape):
         draw_frames(ax, corners, 1, height / width)
     ax.set_axis_off()
-    ax.set_xlim(0, SPACING * (len(steps) + 1) + NAMES / tile)
-    ax.set_ylim(block * count - GAP, -0.5 * HEAD / tile)
+    ax.set_xlim(0, SPACING * (len(steps) + 1) + names / tile)
+    ax.set_ylim(block * count - GAP, -HEAD / tile)
     ax.set_aspect("equal", anchor="NW")
     return figure
 
