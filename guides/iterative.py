@@ -89,8 +89,9 @@ class Iterative(Stepwise):
     def refine(self, x: Tensor, deltas: Deltas, memory: Deltas | None) -> tuple[Deltas, Deltas]:
         """One gated update of every site.
 
-        Where the ELBO has a closed form, and outside training, an image keeps its update only if its ELBO does not fall; if it does, the
-        image stays and its next update is half as long.
+        Where the ELBO has a closed form, and outside training, an image keeps its update only if its ELBO does not fall. If it does, the
+        image stays, and its next updates are plain natural-gradient steps (the network's own, where gradients are not read), half as long
+        and halved again until one is kept: so that inference goes on where the network has nothing better to say.
         """
         if memory is None:
             memory = self._slope(x, deltas) | {f"update/{name}": torch.zeros_like(delta) for name, delta in deltas.items()}
@@ -103,7 +104,10 @@ class Iterative(Stepwise):
             deltas = {name: delta + updates[name] for name, delta in deltas.items()}
             memory |= self._slope(x, deltas) | {f"update/{name}": update.detach() for name, update in updates.items()}
             return deltas, memory
-        return self._guarded(x, deltas, {name: update * memory["length"][:, None, None] for name, update in updates.items()}, memory)
+        length = memory["length"][:, None, None]
+        plain = natural if "gradient" in self.encodes else updates
+        updates = {name: torch.where(length < 1.0, length * plain[name], update) for name, update in updates.items()}
+        return self._guarded(x, deltas, updates, memory)
 
     def _guarded(self, x: Tensor, deltas: Deltas, updates: Deltas, memory: Deltas) -> tuple[Deltas, Deltas]:
         there = {name: delta + updates[name] for name, delta in deltas.items()}
