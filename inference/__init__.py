@@ -16,6 +16,7 @@ _ATTRIBUTES = {
     "elbo": "guides.bounds:elbo",
     "fit": "inference.training:fit",
     "infer": "inference.methods.run:infer",
+    "learn_dictionary": "inference.dictionary:learn_dictionary",
     "load": "inference.checkpoint:load",
     "log_joint": "zoo.density:log_joint",
     "save": "inference.checkpoint:save",

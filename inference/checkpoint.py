@@ -36,6 +36,10 @@ def save(folder: str | Path, model: nn.Module, guide: nn.Module | None = None, *
     if getattr(guide, "per_image", False):
         raise ValueError("a guide that keeps something for each of its images cannot be built again without them; save its posterior")
     config = {kind: part.built_with for kind, part in parts.items()} | about
+    try:
+        json.dumps(config)
+    except TypeError as error:
+        raise ValueError(f"how this was built cannot be written down ({error}); build it from names and numbers, not from objects") from None
     with atomic_folder(folder) as temporary:
         for kind, part in parts.items():
             save_file(_contiguous(part.state_dict()), temporary / f"{kind}.safetensors")
