@@ -8,7 +8,8 @@ imports nothing heavy.
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Posterior", "compare", "elbo", "fit", "infer", "load", "log_joint", "methods", "metrics", "plots", "save", "score"]
+__all__ = ["Posterior", "compare", "elbo", "fit", "infer", "learn_dictionary", "load", "log_joint", "methods", "metrics", "plots", "save",
+           "score"]
 
 _ATTRIBUTES = {
     "Posterior": "inference.posterior:Posterior",

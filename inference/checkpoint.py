@@ -24,8 +24,8 @@ def save(folder: str | Path, model: nn.Module, guide: nn.Module | None = None, *
     An older saved model in ``folder`` is replaced.
 
     Raises:
-        ValueError: if model or guide were not made by ``zoo.build`` and ``guides.build``, so that nobody could build them again,
-            or if the folder holds other things, which replacing it would delete.
+        ValueError: if model or guide were not made by ``zoo.build`` and ``guides.build``, so that nobody could build them again, or
+            from something that JSON does not hold; or if the folder holds other things, which replacing it would delete.
     """
     check_free(folder)
     parts = {"model": model} if guide is None else {"model": model, "guide": guide}
@@ -39,7 +39,7 @@ def save(folder: str | Path, model: nn.Module, guide: nn.Module | None = None, *
     try:
         json.dumps(config)
     except TypeError as error:
-        raise ValueError(f"how this was built cannot be written down ({error}); build it from names and numbers, not from objects") from None
+        raise ValueError(f"how this was built cannot be written down ({error}); build it from names and numbers") from None
     with atomic_folder(folder) as temporary:
         for kind, part in parts.items():
             save_file(_contiguous(part.state_dict()), temporary / f"{kind}.safetensors")
