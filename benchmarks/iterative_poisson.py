@@ -27,6 +27,7 @@ import inference
 import zoo
 from inference.metrics.sparsity import fraction_of_zeros
 
+AMORTIZED_LR = {"lin": 1e-2, "mlp": 2e-3}
 HORIZONS = (16, 32, 64, 100, 200, 500, 1000)
 
 
@@ -106,7 +107,8 @@ def amortized(data: object, x: Tensor, options: argparse.Namespace, beta: float,
     """Trains and evaluates a Poisson VAE with an encoder, σ² = ½, without sampling, as usual for a linear decoder."""
     model = zoo.build("poisson", data, latents=options.latents)
     guide = guides.build("amortized", model, encoder=encoder)
-    inference.fit(model, guide, data, objective="exact", steps=options.amortized_iterations, batch_size=250, lr=1e-2, beta=beta,
+    inference.fit(model, guide, data, objective="exact", steps=options.amortized_iterations, batch_size=250,
+                  lr=AMORTIZED_LR[encoder], beta=beta,
                   seed=options.seed, device=options.device, progress=False)
     with torch.no_grad():
         torch.manual_seed(0)
@@ -147,7 +149,7 @@ def main() -> None:
     for beta in options.beta:
         rows.append(iterative(data, x, options, beta))
         print(rows[-1], flush=True)
-    for beta, encoder in product(options.amortized, ("lin", "mlp")):
+    for beta, encoder in product(options.amortized, AMORTIZED_LR):
         rows.append(amortized(data, x, options, beta, encoder))
         print(rows[-1], flush=True)
     record(options.name or f"iterative_poisson_{options.data}", {"rows": rows}, seed=options.seed,
