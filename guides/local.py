@@ -24,7 +24,7 @@ class Local(Guide):
         start: A guide whose ``delta`` for these images is the start (an encoder), or None to start from the prior.
 
     Raises:
-        ValueError: if no images are given; on call, if a batch of another size comes.
+        ValueError: if no images are given, or the start has no ``delta`` (a flow); on call, if a batch of another size comes.
     """
 
     per_image = True
@@ -33,6 +33,9 @@ class Local(Guide):
         super().__init__(model)
         if data is None:
             raise ValueError("a local guide keeps parameters for each image: give the images as data")
+        if start is not None and not hasattr(start, "delta"):
+            raise ValueError(f"a local guide starts from what another one adds to the prior's parameters; {type(start).__name__} does not "
+                             "tell it: start from the prior")
         x = images_of(data)
         with torch.no_grad():
             deltas = start.delta(x) if start is not None else {

@@ -54,17 +54,19 @@ def _draw_from(kind: str, guide: nn.Module | None, x: Tensor, draws: int) -> Pos
 
 @torch.no_grad()
 def draw(guide: nn.Module, x: Tensor, draws: int) -> Posterior:
-    """``draws`` exact samples of a guide for every image: with its parameters where it tells them, else with the draws' log density.
+    """``draws`` exact samples of a guide for every image, with its parameters where it tells them.
 
-    A guide of point masses has neither.
+    Unless a posterior is scored from these parameters alone (one latent site, in a model of the zoo), the draws carry their log density;
+    those of point masses have none.
     """
     with pyro.validation_enabled(False), pyro.plate("draws", draws, dim=-2):
         trace = poutine.trace(guide).get_trace(x)
     drawn = sites(trace, observed=False)
     samples = {name: site["value"].unsqueeze(0) for name, site in drawn.items()}
-    if hasattr(guide, "posterior"):
-        return Posterior("amortized", samples, params=guide.posterior(x))
-    return Posterior("amortized", samples, log_q=None if any(_is_point(site["fn"]) for site in drawn.values()) else _log_q(drawn))
+    params = guide.posterior(x) if hasattr(guide, "posterior") else None
+    enough = params is not None and len(params) == 1 and hasattr(guide.model, "observation")
+    known = not enough and not any(_is_point(site["fn"]) for site in drawn.values())
+    return Posterior("amortized", samples, params=params, log_q=_log_q(drawn) if known else None)
 
 
 def _log_q(drawn: dict[str, dict]) -> Tensor:

@@ -68,9 +68,9 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
         k: Draws of the importance-weighted bound.
         seed: Seed of those draws.
 
-    A posterior without parameters whose draws carry their density (``log_q``: flows, correlated Normals, Laplace's approximation) is
-    scored from these draws: ``kl`` is the mean of log q − log p(z) over them, and the importance-weighted bound is of the first ``k`` of
-    them (of all, if they are fewer).
+    A posterior whose draws carry their density (``log_q``: flows, correlated Normals, Laplace's approximation; several latent sites, and
+    programs from outside the zoo) is scored from these draws: ``kl`` is the mean of log q − log p(z) over them, and the
+    importance-weighted bound is of the first ``k`` of them (of all, if they are fewer).
 
     Every number honours the family's activation: what is decoded and what sparsity is measured on is the code.
     """
@@ -78,7 +78,7 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     n = len(x)
     nan = torch.full((n,), torch.nan, device=x.device)
     kl, unit_kl, bound, shape = nan, None, nan.clone(), nan
-    if posterior.params is not None and hasattr(model, "observation"):
+    if posterior.log_q is None and posterior.params is not None and hasattr(model, "observation"):
         kl, unit_kl = _kl(model, posterior)
         if k < 2:
             bound = iwae_bound(model, x, posterior.params, k, seed=seed)
