@@ -59,7 +59,8 @@ class Natural(Stepwise):
             too much by the factor e^{Δu}, which the published numbers of the iterative Poisson VAE come from.
         step_bound: Greatest change of a parameter in a step, by a tanh; none if None (1 where slopes are sampled).
         floor: Lowest log-rate of Poisson latents; −8 (published) for an online prior, else none. Posterior rates have a ceiling, e^5.3,
-            from their family (published: e^c with c from 2 to 10 over the warm-up); log-scales and logits stay within 30 of the prior's.
+            from their family (published: e^c with c from 2 to 10 over the warm-up); log-scales stay within 30 of the prior's, one-hots'
+            logits within 60 of a group's greatest.
         unrolled: Whether gradients flow back through all steps; if None, for an online prior in the closed form.
         particles, slope_temperature: Draws per image of sampled slopes, and their temperature.
 

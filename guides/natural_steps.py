@@ -15,12 +15,14 @@ from guides.base import Fixed
 from guides.bounds import elbo
 from zoo.density import count
 from zoo.latents.base import Family
+from zoo.latents.categorical import Categorical
 
 __all__ = ["closed_form_slope", "free_energy", "guarded_step", "moved", "params_at", "sampled_slope"]
 
 Deltas = dict[str, Tensor]
 ARMIJO = 1e-4  # the share of the promised rise that a guarded step must keep (Armijo 1966)
-LIMIT = 30.0  # log-scales, log-rates and logits stay this near to the prior's: exp of twice as much is still finite in float32
+LIMIT = 30.0  # log-scales and log-rates stay this near to the prior's: exp of twice as much is still finite in float32
+LOWEST = 60.0  # one-hots' logits, known up to a constant, fall this much below a group's greatest at most
 
 
 def params_at(model: nn.Module, deltas: Deltas | None) -> Deltas:
@@ -129,6 +131,9 @@ def guarded_step(candidate: Callable[[Tensor], Deltas], value_at: Callable[[Delt
 
 
 def _within_limit(family: Family, delta: Tensor) -> Tensor:
+    if isinstance(family, Categorical):
+        groups = delta.unflatten(-1, (family.groups, -1))
+        return (groups - groups.amax(-1, keepdim=True)).clamp(min=-LOWEST).flatten(-2)
     if "loc" not in family.parameters:
         return delta.clamp(-LIMIT, LIMIT)
     parts = zip(family.parameters, delta.unbind(-2), strict=True)

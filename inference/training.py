@@ -89,7 +89,8 @@ def fit(
             states of Markov chains, kept for every training image, and a guide that is given learns from them, too.
         objective: ``"elbo"`` (sampled; closed-form KL), ``"exact"`` (no sampling; linear decoders); ``"iwae"``, and the same bound with
             doubly reparameterized gradients, ``"dreg"`` (real-valued latents); reweighted wake–sleep, ``"rws"``, half of the guide's
-            wake phase replaced by sleep, ``"rws_sleep"``, or the guide's ``"sleep"`` phase alone, for which the model must be frozen.
+            wake phase replaced by sleep, ``"rws_sleep"``, or the guide's ``"sleep"`` phase alone, for which the model must be frozen;
+            of ``natural`` guides, whose prior is the posterior before, ``"online"`` and ``"online_exact"``.
             Those from ``"iwae"`` on have no KL term, so that β must be 1, and use exact draws, whatever the temperature.
         steps, epochs: Length of training; give one of them (steps, for a stream).
         batch_size: Images per step; the last, smaller batch of an epoch is dropped.

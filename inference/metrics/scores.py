@@ -97,7 +97,7 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
                  "r2": 1.0 - squares / (spread + torch.finfo(x.dtype).eps), "log_px_bound": bound}
     code = _code(model, posterior)
     values = {name: value.mean().item() for name, value in per_image.items()}
-    values |= {f"{name}_se": (per_image[name].std() / math.sqrt(n)).item() for name in ("nelbo", "log_px_bound")}
+    values |= {f"{name}_se": (per_image[name].std() / math.sqrt(n)).item() if n > 1 else math.nan for name in ("nelbo", "log_px_bound")}
     values["pareto_k"] = shape.median().item()
     values["mse_mean"] = (flat - code_mean.flatten(1)).square().sum(1).mean().item()
     values["lifetime_sparsity"] = lifetime_sparsity(code).mean().item() if n > 1 else math.nan
