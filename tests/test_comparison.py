@@ -11,6 +11,7 @@ import torch
 import inference
 import zoo
 from inference import cells, comparison
+from inference.cells import read_trajectory
 from inference.comparison import compare
 from inference.gaps import DISTANCE_COLUMNS, EVIDENCE_COLUMNS
 from inference.metrics.scores import COLUMNS
@@ -39,7 +40,7 @@ def _small(monkeypatch):
                                                     "draws": 10,
                                                     "k": 3, "keep": 7, "local_steps": 8, "probe": 10,
                                                     "mcmc": {"draws": 12, "chains": 4, "warmup": 10, "keep": 6},
-                                                    "evidence": {"chains": 8, "temperatures": 30}})
+                                                    "evidence": {"chains": 8, "temperatures": 30}, "guide_steps": 4})
     yield
     cells._loaded.cache_clear()
 
@@ -334,3 +335,34 @@ def gaussian_evidence(model, x):
         covariance = (weight * (2 * log_scale).exp()) @ weight.T + model.scale.square() * torch.eye(len(weight))
         mean = model.decoder(loc).flatten()
         return torch.distributions.MultivariateNormal(mean, covariance).log_prob(x.flatten(1))
+
+
+def test_ways_that_infer_in_steps_train_their_guides_once_and_are_followed(tmp_path):
+    ways = ["amortized", "local", "iterative", "natural", "semi"]
+    settings = {"models": ["poisson"], "out": tmp_path} | TINY
+    result = compare(methods=ways, **settings)
+    records = {record["method"]: record for record in result.records}
+    assert list(records) == ways
+    for way in ("amortized", "iterative", "natural", "semi"):
+        assert records[way]["gap"] == pytest.approx(records["local"]["elbo"] - records[way]["elbo"], abs=1e-3)
+    assert math.isnan(records["local"]["gap"]) and records["semi"]["elbo"] >= records["amortized"]["elbo"] - 1e-4
+    trained = list((tmp_path / "cells").glob("poisson-iterative-*/guide.safetensors"))
+    assert len(trained) == 1 and (tmp_path / "trajectory_poisson.png").exists()
+    for row in result.rows:
+        way = read_trajectory(row.inferred)
+        assert way.elbo.shape == (len(way.step), 7) and way.step[0] == 0
+        assert len(way) == {"amortized": 1, "local": 8, "iterative": 8, "natural": 100, "semi": 8}[row.record["method"]]
+        if row.record["method"] != "local":  # which is drawn from after its last step, and followed before it, too
+            torch.testing.assert_close(way.elbo[-1], row.arrays["elbo"][:7], atol=1e-3, rtol=1e-5)
+    before = stamps(tmp_path)
+    compare(methods=ways, **settings)
+    assert stamps(tmp_path) == before
+
+
+def test_a_guide_of_its_own_is_trained_for_real_latents_and_refused_for_others(tmp_path, table_only):
+    settings = {"methods": ["amortized", "flow", "full"], "out": tmp_path / "real"} | TINY
+    records = {record["method"]: record for record in compare(models=["laplace"], **settings).records}
+    assert all(math.isfinite(records[way]["elbo"]) for way in ("flow", "full"))
+    with pytest.raises(ValueError, match="'flow' does not fit the model 'poisson': .*is a count; methods that fit it: amortized"):
+        compare(models=["laplace", "poisson"], **settings | {"out": tmp_path / "counts"})
+    assert not (tmp_path / "counts").exists(), "refused before anything was trained"
