@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from guides.base import Fixed
 from guides.natural_steps import closed_form_slope, free_energy, guarded_step, moved, sampled_slope
 from guides.stepwise import Deltas, Stepwise, has_exact_elbo
-from zoo.density import log_terms
+from zoo.density import log_terms, uncounted
 from zoo.frozen import frozen
 from zoo.latents.base import Family
 from zoo.latents.poisson import Poisson
@@ -118,7 +118,7 @@ class Natural(Stepwise):
         """Follows image sequences: the posterior of a frame is the prior of the next one.
 
         With ``prior="static"`` the leak of a frame's steps pulls to the posterior of the frame before it. If the cause stands still, that
-        is Bayes' rule frame by frame.
+        is Bayes' rule frame by frame, within the family.
 
         Arguments:
             frames: ``(T, N, *event_shape)``.
@@ -153,7 +153,7 @@ class Natural(Stepwise):
         direction = sampled_slope(self.model, x, deltas, before, beta, self.particles, self.slope_temperature)
         count = x.new_zeros(()) if memory is None else memory["count"]
         gain = self.step_size / (1.0 + count / HALF_LIFE)
-        return moved(self.model, deltas, direction, gain, self.step_bound, self.floor), {"count": count + 1.0}
+        return moved(self.model, x, deltas, direction, gain, self.step_bound, self.floor), {"count": count + 1.0}
 
     def _step(self, x: Tensor, deltas: Deltas, memory: Deltas | None, before: Deltas | None) -> tuple[Deltas, Deltas | None]:
         """One step; the leak of a static prior pulls to the posterior at ``before``, to the model's prior if None."""
@@ -165,7 +165,7 @@ class Natural(Stepwise):
             value, slope, direction = closed_form_slope(self.model, x, deltas, before, beta, self.log_self_cost, graph)
 
         def candidate(gain: float | Tensor) -> Deltas:
-            return moved(self.model, deltas, direction, gain, self.step_bound, self.floor)
+            return moved(self.model, x, deltas, direction, gain, self.step_bound, self.floor)
 
         if not self.guarded:
             return candidate(self.step_size), None
@@ -233,7 +233,8 @@ def _gradient_flows(model: nn.Module) -> bool:
         latents = Fixed(model, deltas, 0.5)(x)
     with torch.enable_grad():
         latents = {name: value.detach().requires_grad_(True) for name, value in latents.items()}
-        likelihood = log_terms(model, latents, x)[1]
+        with uncounted():
+            likelihood = log_terms(model, latents, x)[1]
         if not (isinstance(likelihood, Tensor) and likelihood.requires_grad):
             return False
         slopes = torch.autograd.grad(likelihood.sum(), list(latents.values()), allow_unused=True)

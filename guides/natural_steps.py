@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from guides.base import Fixed
+from guides.base import Fixed, center
 from guides.bounds import elbo
+from guides.stepwise import enough_particles
 from zoo.density import count
 from zoo.latents.base import Family
 from zoo.latents.categorical import Categorical
@@ -25,21 +26,22 @@ LIMIT = 30.0  # log-scales and log-rates stay this near to the prior's: exp of t
 LOWEST = 60.0  # one-hots' logits, known up to a constant, fall this much below a group's greatest at most
 
 
-def params_at(model: nn.Module, deltas: Deltas | None) -> Deltas:
+def params_at(model: nn.Module, deltas: Deltas | None, x: Tensor) -> Deltas:
     """The posterior's parameters ``{site: (N, P, K)}`` at ``deltas``, the prior's if None; for priors that depend on no latent."""
     params: Deltas = {}
 
     def keep(name: str, family: Family, prior: Tensor) -> Tensor:
         params[name] = prior if deltas is None else family.posterior(prior, deltas[name])
-        return params[name]
+        with torch.no_grad():
+            return center(family.distribution(params[name]))
 
-    model.descend(keep)
+    model.descend(keep, x)
     return params
 
 
 def free_energy(model: nn.Module, x: Tensor, deltas: Deltas, before: Deltas | None, beta: float) -> Tensor:
     """Minus the free energy, ``(N,)``, in nats: E_q[log p(x | z)] − β KL(q ‖ p), with the posterior at ``before`` as p, or the prior."""
-    value = _bound(model, x, params_at(model, deltas), before, beta, None)
+    value = _bound(model, x, params_at(model, deltas, x), before, beta, None)
     count(value)
     return value
 
@@ -55,7 +57,7 @@ def closed_form_slope(model: nn.Module, x: Tensor, deltas: Deltas, before: Delta
         graph: Whether slopes can be differentiated in the model's parameters, the deltas and the self-cost.
     """
     with torch.enable_grad():
-        params = params_at(model, deltas)
+        params = params_at(model, deltas, x)
         if not graph:
             params = {name: part.detach() for name, part in params.items()}
         # A leaf, or a step of a graph: either way slopes are of the parameters, not of what they were made from.
@@ -70,6 +72,7 @@ def closed_form_slope(model: nn.Module, x: Tensor, deltas: Deltas, before: Delta
 def sampled_slope(model: nn.Module, x: Tensor, deltas: Deltas, before: Deltas | None, beta: float, particles: int,
                   temperature: float) -> Deltas:
     """The natural gradient ``{site: (N, P, K)}`` of the sampled bound, without a graph; arguments as :func:`closed_form_slope`."""
+    particles = enough_particles(model, temperature, particles)
     with torch.enable_grad():
         here = {name: delta.detach().requires_grad_(True) for name, delta in deltas.items()}
         program = Fixed(model, here, temperature)
@@ -83,10 +86,10 @@ def sampled_slope(model: nn.Module, x: Tensor, deltas: Deltas, before: Deltas | 
         return {name: model.latents[name][0].natural(params[name], slope) for name, slope in zip(here, slopes, strict=True)}
 
 
-def moved(model: nn.Module, deltas: Deltas, direction: Deltas, gain: float | Tensor, step_bound: float | None,
+def moved(model: nn.Module, x: Tensor, deltas: Deltas, direction: Deltas, gain: float | Tensor, step_bound: float | None,
           floor: float | None) -> Deltas:
     """``deltas + gain · direction`` within bounds, for a gain of all images or one for each ``(N,)``."""
-    priors = params_at(model, None) if floor is not None else {}
+    priors = params_at(model, None, x) if floor is not None else {}
     new = {}
     for name, delta in deltas.items():
         family = model.latents[name][0]
@@ -147,7 +150,7 @@ def _bound(model: nn.Module, x: Tensor, params: Deltas, before: Deltas | None, b
         mean, variance = model.family.moments(params["z"])
         value = model.observation(model.decoder(mean)).log_prob(x) - variance @ log_self_cost.exp()
     if beta > 0:
-        anchors = params_at(model, before)
+        anchors = params_at(model, before, x)
         divergences = [model.latents[name][0].unit_kl(q, anchors[name]).sum(-1) for name, q in params.items()]
         value = value - beta * sum(divergences)
     return value

@@ -58,7 +58,8 @@ class Semi(Stepwise):
     Arguments:
         model: The model.
         encoder: Name of an encoder to train with this guide, or a trained :class:`~guides.amortized.Amortized` guide.
-        refine: ``"natural"``, natural-gradient steps (:class:`~guides.natural.Natural`), or ``"svi"``, steps of Adam (:class:`Ascent`).
+        refine: ``"natural"``, natural-gradient steps (:class:`~guides.natural.Natural`), or ``"svi"``, steps of Adam (:class:`Ascent`);
+            if None natural steps, or Adam where the latents have no natural gradient.
         steps: Steps of a call.
         seed: Seed of the encoder's initial weights.
         options: The refinement's own options.
@@ -67,13 +68,14 @@ class Semi(Stepwise):
         ValueError: for an unknown refinement, or an encoder of another model.
     """
 
-    def __init__(self, model: nn.Module, data: object = None, *, encoder: str | Guide = "lin", refine: str = "natural", steps: int = 8,
+    def __init__(self, model: nn.Module, data: object = None, *, encoder: str | Guide = "lin", refine: str | None = None, steps: int = 8,
                  seed: int = 0, **options: object) -> None:
         super().__init__(model, steps)
+        reason = Natural.misfit(model)
+        refine = refine or ("svi" if reason else "natural")
         if refine not in REFINEMENTS:
             raise ValueError(f"unknown refinement {refine!r}; known are: {', '.join(REFINEMENTS)}")
-        reason = Natural.misfit(model) if refine == "natural" else None
-        if reason is not None:
+        if reason is not None and refine == "natural":
             raise ValueError(f"natural-gradient steps do not fit this model: {reason}; use refine='svi'")
         if isinstance(encoder, Guide) and _latents(encoder.model) != _latents(model):
             raise ValueError(f"the encoder infers {_latents(encoder.model)}, the model has the latents {_latents(model)}")

@@ -7,7 +7,7 @@ of steps is not part of what was learned, so that a guide can think for longer t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from guides.base import Fixed, Guide
 from guides.bounds import elbo, exact_elbo
 
-__all__ = ["Stepwise", "elbo_slope", "evaluating", "has_exact_elbo"]
+__all__ = ["Stepwise", "elbo_slope", "enough_particles", "evaluating", "has_exact_elbo", "settled"]
 
 Deltas = dict[str, Tensor]
 
@@ -69,6 +69,14 @@ class Stepwise(Guide):
         return Fixed(self.model, deltas, self.temperature)
 
 
+def settled(guide: Callable, x: Tensor) -> Callable:
+    """A guide of the zoo as it is for these images: one run of its inference, of which draws and densities are then taken.
+
+    Where slopes are sampled, a guide that infers in steps arrives elsewhere at every run. Other programs are given back as they are.
+    """
+    return Fixed(guide.model, guide.delta(x), guide.temperature) if isinstance(guide, Guide) else guide
+
+
 @contextmanager
 def evaluating(guide: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; every part of the guide, an encoder that it was given among them, as it was afterwards."""
@@ -90,6 +98,14 @@ def has_exact_elbo(model: nn.Module) -> bool:
         return all(family.unit_kl(prior, prior) is not None for family, prior in priors)
 
 
+def enough_particles(model: nn.Module, temperature: float, particles: int) -> int:
+    """At least 2 where samples are not reparameterized: the baseline is then of an image's other draws, not of other images."""
+    for family, units in model.latents.values():
+        if not family.relaxed(torch.zeros(len(family.parameters), units), temperature).has_rsample:
+            return max(particles, 2)
+    return particles
+
+
 def elbo_slope(model: nn.Module, x: Tensor, deltas: Deltas, *, exact: bool, temperature: float = 0.1,
                particles: int = 4) -> tuple[Tensor, Deltas]:
     """The ELBO of every image ``(N,)`` at ``deltas``, and its gradient in them ``{site: (N, P, K)}``; both without a graph.
@@ -99,6 +115,7 @@ def elbo_slope(model: nn.Module, x: Tensor, deltas: Deltas, *, exact: bool, temp
         temperature: Of relaxed samples; families that need no relaxing do not use it.
         particles: Draws per image.
     """
+    particles = particles if exact else enough_particles(model, temperature, particles)
     with torch.enable_grad():
         here = {name: delta.detach().requires_grad_(True) for name, delta in deltas.items()}
         program = Fixed(model, here, 0.0 if exact else temperature)

@@ -41,6 +41,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 # Methods that draw from a guide which must be trained on the frozen model first, and how.
 TRAINED = ("iterative", "flow", "full", "lowrank")
+SCORED_BY_DRAWS = ("flow", "full", "lowrank", "laplace_approximation")  # whose bounds are of their own draws
+POINTS = ("map", "ista", "fista", "lca")  # which have no distance from chains
 GUIDE_TRAINING = {"batch_size": 250, "optimizer": "adam", "lr": 3e-3, "final_lr": 1e-4, "warmup": 0.02, "beta_start": 1.0, "clip": 100.0}
 FOUR = ("gaussian", "laplace", "categorical", "poisson")
 SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0, "mcmc": 60.0, "evidence": 30.0, "guide": 60.0}  # rough shares of the progress bar
@@ -125,7 +127,7 @@ def compare(
     latents = choose_latents(latents, budget, data)
     data_options = _accepted(data, sizes["data_options"])
     if trained:
-        fits = [_saved(Path(folder), data, data_options, seed, device) for folder in trained for seed in seeds]
+        fits = [_saved(Path(folder), data, data_options, seed, device, methods) for folder in trained for seed in seeds]
         names = [described["model"] for described in fits if described["seed"] == seeds[0]]
         if len(set(names)) < len(names):
             raise ValueError(f"the saved models are {', '.join(names)}: compare one of each, as rows are told apart by the model's name")
@@ -177,7 +179,7 @@ def compare(
             if "mcmc" in methods:
                 evidence[folder, described["seed"]] = inferred.pop("evidence")
                 distances |= {path: distance_cell(path, inferred["mcmc"], sizes["keep"], out) for method, path in inferred.items()
-                              if method != "map"}
+                              if method not in POINTS}
             inferred.pop("guide", None)
             cells += [(folder, path) for path in inferred.values()]
         show("figures", 0.99)
@@ -196,21 +198,30 @@ def _inference(fitted: dict[str, Any], method: str, sizes: dict[str, Any]) -> di
                  **{key: sizes[key] for key in ("images", "draws", "k", "keep", "probe")}}
     if method in TRAINED:
         objective = fitted.get("objective", "elbo") if method == "iterative" else "elbo"
+        options = {} if method == "iterative" else {"encoder": fitted.get("encoder", "lin")}
+        length = {"steps": sizes["guide_steps"]}
+        if method != "iterative":  # as long as the encoder, with which it is compared
+            length = {key: value for key, value in fitted.get("settings", length).items() if key in ("steps", "epochs")}
         described["guide"] = {key: described[key] for key in ("fit", "data", "data_options", "seed", "device")} | {
-            "guide": method, "options": {}, "objective": objective, "settings": GUIDE_TRAINING | {"steps": sizes["guide_steps"]}}
+            "guide": method, "options": options, "objective": objective, "settings": GUIDE_TRAINING | length}
+    if method in SCORED_BY_DRAWS:
+        described["draws"] = max(described["draws"], described["k"])
     if method == "mcmc":  # chains of the thousands of images that a readout is fitted on would take hours
         options = dict(sizes["mcmc"])
         described |= {"draws": options.pop("draws"), "options": options, "probe": 0}
     return described
 
 
-def _saved(folder: Path, data: str, data_options: dict, seed: int, device: str) -> dict[str, Any]:
+def _saved(folder: Path, data: str, data_options: dict, seed: int, device: str, methods: Sequence[str]) -> dict[str, Any]:
     config = read_fit(folder) if (folder / "config.json").exists() else None
     if config is None:
         raise FileNotFoundError(f"no saved model in {folder}: config.json is missing")
     if "guide" not in config:
         raise ValueError(f"the model in {folder} was saved without a guide; a comparison needs one")
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "guide.safetensors").read_bytes()).hexdigest()
+    if config["guide"]["name"] != "amortized" and "amortized" in methods:
+        raise ValueError(f"the model in {folder} was saved with a guide {config['guide']['name']!r}, which is no encoder: leave out the "
+                         "method 'amortized'")
     return {"saved": str(folder), "weights": weights, "model": config["model"]["name"], "data": data,
             "data_options": config.get("description", {}).get("data_options", data_options), "seed": seed, "device": device,
             "latents": config["model"].get("latents", 0)}

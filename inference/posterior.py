@@ -55,7 +55,7 @@ class Posterior:
     def predict(self, model: Callable) -> Tensor:
         """Mean image under the posterior, ``(image, *event_shape)``: the average of decoded draws, not the decoded mean."""
         if hasattr(model, "decode"):
-            return self.average(model.decode(self.samples))
+            return self.average(model.observation(model.decode(self.samples)).mean)
         return self.average(observation(model, self.samples, None, size=len(self)).mean)
 
     @property

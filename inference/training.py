@@ -35,8 +35,9 @@ class History:
     """What training went through: rows with ``step``, ``elbo`` (nats per image), ``kl``, ``lr``, ``beta``, ``temperature``,
     ``seconds``; a row's ``elbo`` and ``kl`` are means over the steps since the row before it, on training images, with β = 1
     and, where samples are relaxed, of relaxed samples: of use to see training converge, no result. ``kl`` is NaN for objectives that
-    have none. Monte Carlo EM adds ``log_joint`` (mean log p(x, z) at the chains' states) and ``accepted`` (their mean acceptance
-    probability); without a guide its ``elbo`` is NaN."""
+    have none. Of guides that infer in steps they are means over the steps that training climbs, and under ``"online"`` and
+    ``"online_exact"`` no ELBO: each step's prior is the posterior before it. Monte Carlo EM adds ``log_joint`` (mean log p(x, z) at the
+    chains' states) and ``accepted`` (their mean acceptance probability); without a guide its ``elbo`` is NaN."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -89,9 +90,9 @@ def fit(
             states of Markov chains, kept for every training image, and a guide that is given learns from them, too.
         objective: ``"elbo"`` (sampled; closed-form KL), ``"exact"`` (no sampling; linear decoders); ``"iwae"``, and the same bound with
             doubly reparameterized gradients, ``"dreg"`` (real-valued latents); reweighted wake–sleep, ``"rws"``, half of the guide's
-            wake phase replaced by sleep, ``"rws_sleep"``, or the guide's ``"sleep"`` phase alone, for which the model must be frozen;
-            of ``natural`` guides, whose prior is the posterior before, ``"online"`` and ``"online_exact"``.
-            Those from ``"iwae"`` on have no KL term, so that β must be 1, and use exact draws, whatever the temperature.
+            wake phase replaced by sleep, ``"rws_sleep"``, or the guide's ``"sleep"`` phase alone, for which the model must be frozen.
+            Those from ``"iwae"`` on have no KL term, so that β must be 1, and use exact draws, whatever the temperature. Of guides that
+            infer in steps ``"online"`` and ``"online_exact"``, in which each step's prior is the posterior before it.
         steps, epochs: Length of training; give one of them (steps, for a stream).
         batch_size: Images per step; the last, smaller batch of an epoch is dropped.
         optimizer: ``"adamax"`` or ``"adam"``.

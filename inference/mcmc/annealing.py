@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guides.stepwise import settled
 from inference.mcmc import hmc, lattice
 from inference.mcmc.adaptation import halton
 from inference.mcmc.gibbs import can_sweep, sweeps
@@ -90,6 +91,7 @@ def ais(model: Callable, x: Tensor, *, guide: Callable | None = None, chains: in
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
+        guide = None if guide is None else settled(guide, x)
         start = _start(guide or model, x, chains, truth)
         run = _sweep_run if can_sweep(model) else _gradient_run
         log_weights = run(model, guide, x, start, schedule, report or (lambda done, total: None))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 import guides
+from guides.stepwise import settled
 from inference.posterior import Posterior
 from zoo.density import sites
 
@@ -59,6 +60,7 @@ def draw(guide: nn.Module, x: Tensor, draws: int) -> Posterior:
     Unless a posterior is scored from these parameters alone (one latent site, in a model of the zoo), the draws carry their log density;
     those of point masses have none.
     """
+    guide = settled(guide, x)
     with pyro.validation_enabled(False), pyro.plate("draws", draws, dim=-2):
         trace = poutine.trace(guide).get_trace(x)
     drawn = sites(trace, observed=False)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guides.stepwise import settled
 from inference.mcmc.blocks import Block, Blocks, RealBlock
 from inference.mcmc.chains import Draws, collect
 from inference.mcmc.diagnostics import diagnose
@@ -129,7 +130,7 @@ def _start(model: Callable, x: Tensor, guide: nn.Module | None, chains: int, sta
     if start == "map":
         every = point(model, x.repeat(chains, *[1] * (x.dim() - 1)), None, 1, starts=4).samples
         return {name: value[0, 0].unflatten(0, (chains, len(x))) for name, value in every.items()}
-    return drawn_latents(model if start == "prior" else guide, x, chains)
+    return drawn_latents(model if start == "prior" else settled(guide, x), x, chains)
 
 
 def _fraction(progress: bool | Callable[[float], None]) -> Callable[[int, int, Tensor, float], None] | None:

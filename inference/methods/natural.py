@@ -13,6 +13,7 @@ from guides.bounds import elbo, exact_elbo
 from guides.natural import Natural
 from guides.stepwise import has_exact_elbo
 from inference.methods.amortized import draw
+from inference.methods.stepwise import of_model
 from inference.posterior import Posterior
 from zoo.frozen import frozen
 
@@ -44,6 +45,8 @@ def natural(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, 
         raise ValueError(f"a 'natural' guide has its own {', '.join(settings)}; give steps alone")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
+    if trained:
+        of_model(guide, model)
     program = guide if trained else guides.build("natural", model, x, **settings)
     steps = steps or program.steps
     bound_of = exact_elbo if has_exact_elbo(program.model) else elbo

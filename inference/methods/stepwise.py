@@ -13,8 +13,9 @@ from guides.semi import Semi
 from guides.stepwise import Stepwise, evaluating
 from inference.methods.amortized import draw
 from inference.posterior import Posterior
+from zoo.program import adopt
 
-__all__ = ["follow", "iterative", "semi"]
+__all__ = ["follow", "iterative", "of_model", "semi"]
 
 
 def iterative(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int | None = None) -> Posterior:
@@ -29,26 +30,35 @@ def iterative(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *
     if not isinstance(guide, Iterative):
         raise ValueError(f"the method 'iterative' needs a trained guide of that name, not {_described(guide)}; "
                          "train guides.build('iterative', model) and give guide=…")
+    of_model(guide, model)
     return follow(guide, x, draws, steps)
 
 
 def semi(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int | None = None,
-         refine: str = "natural") -> Posterior:
+         refine: str | None = None) -> Posterior:
     """Refines an encoder's posterior for each image, then draws.
 
     Arguments:
         guide: A trained encoder, or a trained ``semi`` guide.
         steps: Steps of refinement; if None 8, or the guide's own number.
-        refine: ``"natural"`` or ``"svi"``, for an encoder; a ``semi`` guide has its own refinement.
+        refine: ``"natural"`` or ``"svi"``, for an encoder; natural where it fits the model, if None. A ``semi`` guide has its own.
 
     Raises:
         ValueError: if there is no guide to start from, or for a refinement that does not fit the model.
     """
     if not hasattr(guide, "delta"):
         raise ValueError(f"the method 'semi' starts from a trained encoder, not from {_described(guide)}: give guide=…")
-    if not isinstance(guide, Semi):
-        guide = Semi(guide.model, encoder=guide, refine=refine)
+    if isinstance(guide, Semi):
+        of_model(guide, model)
+    else:
+        guide = Semi(adopt(model, x), encoder=guide, refine=refine)
     return follow(guide, x, draws, steps)
+
+
+def of_model(guide: Stepwise, model: Callable) -> None:
+    """Raises ``ValueError`` if the guide was built for another model, under which it would infer."""
+    if model is not guide.model and model is not getattr(guide.model, "program", None):
+        raise ValueError(f"the {type(guide).__name__} guide was built for another model than the one that is given; build it for this one")
 
 
 def follow(guide: Stepwise, x: Tensor, draws: int, steps: int | None = None) -> Posterior:

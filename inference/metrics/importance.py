@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from guides.stepwise import settled
 from inference.arviz import pareto_k
 from inference.methods.amortized import draw
 from inference.metrics.evidence import CHUNK
@@ -53,6 +54,7 @@ def log_importance_weights(model: Callable, x: Tensor, proposal: Callable | Post
     if k < 2:
         raise ValueError(f"k must be at least 2, not {k}")
     _check(model, x, proposal)
+    proposal = proposal if isinstance(proposal, Posterior) else settled(proposal, x)
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         first = _draw(model, x, proposal, 1)[0]
         torch.manual_seed(seed)

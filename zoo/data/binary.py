@@ -59,7 +59,7 @@ class BinaryStream:
 
     def _permutation(self, epoch: int) -> Tensor:
         if self._epoch != epoch:
-            generator = _generator(self.x, self.seed, -1 - epoch)
+            generator = _generator(self.x, self.seed, -2 - epoch)  # hash(-1) is hash(-2)
             self._epoch, self._order = epoch, torch.randperm(len(self.x), generator=generator, device=self.x.device)
         return self._order
 

@@ -89,18 +89,18 @@ class OneLayer(nn.Module):
         return {"z": draw("z", self.family, self.prior)}
 
     def decode(self, latents: dict[str, Tensor]) -> Tensor:
-        """Mean of the image, ``(…, *event_shape)``, for latents ``(…, *event)``."""
-        return self.mean(self.family.code(latents["z"]))
+        """What :meth:`observation` takes, for latents ``(…, *event)``: the image's mean, or its logits, ``(…, *event_shape)``."""
+        return self.decoder(self.family.code(latents["z"]))
 
     def mean(self, code: Tensor) -> Tensor:
         """Mean of the image, ``(…, *event_shape)``, for codes ``(…, K)``."""
         return self.decoder(code) if self.likelihood == "normal" else self.decoder(code).sigmoid()
 
-    def observation(self, mean: Tensor) -> Distribution:
-        """The likelihood for images of this mean."""
+    def observation(self, decoded: Tensor) -> Distribution:
+        """The likelihood for images of this mean, or of these logits."""
         if self.likelihood == "bernoulli":
-            return dist.Bernoulli(mean).to_event(len(self.event_shape))
-        return NormalImage(mean, self.scale, len(self.event_shape))
+            return dist.Bernoulli(logits=decoded).to_event(len(self.event_shape))
+        return NormalImage(decoded, self.scale, len(self.event_shape))
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: conditions on images ``x`` of shape ``(N, *event_shape)``, or draws ``size`` images from the prior."""
