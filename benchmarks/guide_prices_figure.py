@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from inference.plots.style import COLOR_CYCLE, MODEL_COLORS, MUTED, new_figure, styled
 
@@ -21,12 +22,13 @@ def plot_prices(results: dict[str, Any], title: str) -> Figure:
     rows = results["rows"]
     groups = list(dict.fromkeys(row["guide"] for row in rows))
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(groups)}
+    marks = {name: "os^vDPX"[i % 7] for i, name in enumerate(groups)}
     figure = new_figure(15.0, 5.8, title)
     price, steps, seconds = figure.subplots(1, 3, sharey=True)
     for name in groups:
         mine = sorted((row for row in rows if row["guide"] == name), key=lambda row: row.get("steps", 0))
         across, up = [row["ms_per_image"] for row in mine], [row["nelbo"] for row in mine]
-        price.plot(across, up, marker="o", color=colors[name], label=name, markeredgecolor="white")
+        price.plot(across, up, marker=marks[name], color=colors[name], label=name, markeredgecolor="white")
         for row in (mine[0], mine[-1]) if len(mine) > 1 else ():
             price.annotate(f"{row['steps']}", (row["ms_per_image"], row["nelbo"]), textcoords="offset points", xytext=(4, 5), fontsize=9,
                            color=colors[name], annotation_clip=True)
@@ -40,6 +42,8 @@ def plot_prices(results: dict[str, Any], title: str) -> Figure:
     price.set_ylim(floor - 0.06 * (start - floor), start + (RANGE - 1.0) * (start - low) + 1e-3)
     for ax, label in ((price, "inference (ms per image, in a batch)"), (steps, "training steps"), (seconds, "training (s)")):
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel(label)
     price.set_ylabel("NELBO (nats per image, held out)")
     price.set_title("What inference costs (numbers: steps)")
