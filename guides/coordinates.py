@@ -26,7 +26,7 @@ from zoo.latents.base import Family
 from zoo.latents.support import support_kind
 from zoo.program import Adopted, Unconstrained
 
-__all__ = ["Coordinates", "JointGuide", "coordinates", "real_misfit", "sizes_of", "walk"]
+__all__ = ["Coordinates", "JointGuide", "RealGuide", "coordinates", "real_misfit", "sizes_of", "walk"]
 
 KINDS = {"count": "a count", "one_hot": "one-hot"}
 
@@ -96,10 +96,40 @@ def real_misfit(model: nn.Module) -> str | None:
     return None
 
 
-class JointGuide(nn.Module):
-    """An amortized guide whose latents depend on one another given the image; subclasses give :meth:`law`, and may give :meth:`prepare`.
+class RealGuide(nn.Module):
+    """A guide of real-valued latents that may depend on one another.
 
     It has no factorized parameters, hence neither ``delta`` nor ``posterior``: its densities are those of its sample sites.
+
+    Attributes:
+        sizes: Number of unconstrained coordinates of every site, top-down.
+
+    Raises:
+        ValueError: if a latent is discrete.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        reason = real_misfit(model)
+        if reason is not None:
+            raise ValueError(f"{type(self).__name__} is for real-valued latents, and {reason}")
+        self._program = (model,)  # in a tuple, which nn.Module does not register
+        self.temperature = 0.0  # nothing is relaxed
+        self.sizes = sizes_of(model)
+
+    @staticmethod
+    def misfit(model: nn.Module) -> str | None:
+        """Why the guide does not fit a model, in a phrase; None if it does."""
+        return real_misfit(model)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model whose latents this guide infers."""
+        return self._program[0]
+
+
+class JointGuide(RealGuide):
+    """An amortized guide whose latents depend on one another given the image; subclasses give :meth:`law`, and may give :meth:`prepare`.
 
     Arguments:
         model: The model; all its latents real-valued.
@@ -111,28 +141,12 @@ class JointGuide(nn.Module):
     """
 
     def __init__(self, model: nn.Module, *, extra: int, encoder: str, bias: bool, init_scale: float, seed: int) -> None:
-        super().__init__()
-        reason = real_misfit(model)
-        if reason is not None:
-            raise ValueError(f"{type(self).__name__} is for real-valued latents, and {reason}")
-        self._program = (model,)  # in a tuple, which nn.Module does not register
-        self.temperature = 0.0  # nothing is relaxed
-        self.sizes = sizes_of(model)
+        super().__init__(model)
         self.extra = extra
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             outputs = 2 * sum(self.sizes.values()) + extra
             self.encoder = networks.encoder(encoder, model.event_shape, outputs, bias=bias, init_scale=init_scale)
-
-    @staticmethod
-    def misfit(model: nn.Module) -> str | None:
-        """Why the guide does not fit a model, in a phrase; None if it does."""
-        return real_misfit(model)
-
-    @property
-    def model(self) -> nn.Module:
-        """The model whose latents this guide infers."""
-        return self._program[0]
 
     def prepare(self, extra: Tensor) -> Tensor:
         """What :meth:`law` needs of the encoder's extra outputs ``(N, E)``."""

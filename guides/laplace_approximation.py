@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from guides.coordinates import Coordinates, coordinates, real_misfit, sizes_of, walk
+from guides.coordinates import Coordinates, RealGuide, coordinates, walk
 from guides.covariance import given_above
 from guides.curvature import summits
 from guides.point import start_values
@@ -27,7 +27,7 @@ from zoo.latents.base import Family
 __all__ = ["LaplaceApproximation"]
 
 
-class LaplaceApproximation(nn.Module):
+class LaplaceApproximation(RealGuide):
     """A Normal posterior around each image's mode, for a fixed batch of images.
 
     Arguments:
@@ -58,17 +58,11 @@ class LaplaceApproximation(nn.Module):
 
     def __init__(self, model: nn.Module, data: object = None, *, values: dict[str, Tensor] | None = None, newton: int = 20,
                  floor: float = 1e-3) -> None:
-        super().__init__()
-        reason = real_misfit(model)
-        if reason is not None:
-            raise ValueError(f"{type(self).__name__} is for real-valued latents, and {reason}")
+        super().__init__(model)
         if data is None:
             raise ValueError("Laplace's approximation is made for each image: give the images as data")
         if newton < 0 or not 0.0 < floor < 1.0:
             raise ValueError(f"newton must be at least 0 and floor between 0 and 1, not {newton} and {floor}")
-        self._program = (model,)  # in a tuple, which nn.Module does not register
-        self.temperature = 0.0  # nothing is relaxed
-        self.sizes = sizes_of(model)
         x = images_of(data)
         starts = [start_values(model, x)] if values is None else [values, start_values(model, x)]
         found = summits(model, x, starts, newton=newton, floor=floor)
@@ -78,16 +72,6 @@ class LaplaceApproximation(nn.Module):
         self.register_buffer("promise", found.promise)
         self.register_buffer("replaced", found.replaced)
         self.register_buffer("log_evidence", found.log_density + (0.5 * math.log(2.0 * math.pi) + diagonal.log()).sum(-1))
-
-    @staticmethod
-    def misfit(model: nn.Module) -> str | None:
-        """Why the guide does not fit a model, in a phrase; None if it does."""
-        return real_misfit(model)
-
-    @property
-    def model(self) -> nn.Module:
-        """The model whose latents this guide infers."""
-        return self._program[0]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Draws every latent; one sample site for each, in the model's own order."""

@@ -62,18 +62,11 @@ def fit_cell(description: dict[str, Any], out: Path, report: Report) -> Path:
     if folder.exists():
         report(1.0)
         return folder
-    training = folder.with_name(f".{folder.name}-training")
-    data = load_data(description["data"], description["data_options"])
-    seed, device = description["seed"], description["device"]
+    data, seed = load_data(description["data"], description["data_options"]), description["seed"]
     model = zoo.build(description["model"], data, latents=description["latents"], decoder=description["decoder"], seed=seed,
                       **description["options"])
     guide = guides.build("amortized", model, encoder=description["encoder"], seed=seed)
-    history = fit(model, guide, data, objective=description["objective"], seed=seed, device=device,
-                  progress=lambda step, steps, row: report(step / steps), checkpoint=training,
-                  **description["settings"])
-    save(folder, model, guide, description=description, history=history.rows)
-    shutil.rmtree(training)
-    return folder
+    return _train(folder, model, guide, data, description, report)
 
 
 def guide_cell(description: dict[str, Any], out: Path, trained: Path, report: Report) -> Path:
@@ -82,13 +75,18 @@ def guide_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
     if folder.exists():
         report(1.0)
         return folder
-    training = folder.with_name(f".{folder.name}-training")
     data = load_data(description["data"], description["data_options"])
     model, _, _ = load(trained)
     guide = guides.build(description["guide"], model, seed=description["seed"], **description["options"])
-    history = fit(model, guide, data, objective=description["objective"], freeze_model=True, seed=description["seed"],
-                  device=description["device"], progress=lambda step, steps, row: report(step / steps), checkpoint=training,
-                  **description["settings"])
+    return _train(folder, model, guide, data, description, report, freeze_model=True)
+
+
+def _train(folder: Path, model: torch.nn.Module, guide: torch.nn.Module, data: Any, description: dict[str, Any], report: Report,
+           **more: Any) -> Path:
+    """Trains as described, goes on where a stopped training was, and moves the result into place."""
+    training = folder.with_name(f".{folder.name}-training")
+    history = fit(model, guide, data, objective=description["objective"], seed=description["seed"], device=description["device"],
+                  progress=lambda step, steps, row: report(step / steps), checkpoint=training, **description["settings"], **more)
     save(folder, model, guide, description=description, history=history.rows)
     shutil.rmtree(training)
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +15,7 @@ from guides.semi import Semi
 from guides.stepwise import Deltas, Stepwise, evaluating
 from inference.methods.amortized import draw
 from inference.methods.local import ascent
+from inference.methods.run import now
 from inference.metrics.scores import score
 from inference.metrics.sparsity import fraction_of_zeros, population_sparsity
 from zoo.density import uncounted
@@ -135,12 +135,12 @@ def _timed(path: Iterator[Deltas], x: Tensor) -> Iterator[tuple[Deltas, float, b
 
 
 def _next(path: Iterator[Deltas], x: Tensor) -> tuple[Deltas, float] | None:
-    began = _now(x)
+    began = now(x)
     try:
         deltas = next(path)
     except StopIteration:
         return None
-    return {name: delta.detach().clone() for name, delta in deltas.items()}, _now(x) - began
+    return {name: delta.detach().clone() for name, delta in deltas.items()}, now(x) - began
 
 
 def _look(model: nn.Module, x: Tensor, deltas: Deltas, draws: int, keep: int) -> dict[str, Tensor]:
@@ -162,9 +162,3 @@ def _code(model: nn.Module, posterior: object) -> Tensor:
     if hasattr(model, "family"):
         return model.family.code(posterior.samples["z"])
     return torch.cat([value.flatten(3) if value.dim() > 3 else value.unsqueeze(-1) for value in posterior.samples.values()], dim=-1)
-
-
-def _now(x: Tensor) -> float:
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter()

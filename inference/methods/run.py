@@ -15,7 +15,7 @@ from inference.methods import fitting, misfit, registry
 from inference.posterior import Posterior
 from zoo.density import counting
 
-__all__ = ["infer"]
+__all__ = ["infer", "now"]
 
 
 def infer(model: Callable, x: Tensor, method: str = "amortized", *, guide: nn.Module | None = None, draws: int = 100,
@@ -57,15 +57,16 @@ def infer(model: Callable, x: Tensor, method: str = "amortized", *, guide: nn.Mo
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), counting() as cost:
         torch.manual_seed(seed)
-        began = _now(x)
+        began = now(x)
         posterior = run(model, x, guide, draws, **options)
-        seconds = _now(x) - began
+        seconds = now(x) - began
     spent = {"gradient_evaluations": cost.gradients / len(x), "evaluations": cost.evaluations / len(x),
              "seconds": seconds, "device": str(x.device)}
     return replace(posterior, method=method, cost=spent)
 
 
-def _now(x: Tensor) -> float:
+def now(x: Tensor) -> float:
+    """Seconds on the wall clock once the device of ``x`` has done what it was given."""
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
     return time.perf_counter()
