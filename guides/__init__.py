@@ -9,6 +9,7 @@ __all__ = ["build", "misfit", "registry"]
 
 registry = Registry("guides", {
     "amortized": ("guides.amortized:Amortized", "one encoder for all images"),
+    "hierarchical": ("guides.hierarchical:Hierarchical", "a hierarchy's own encoder: one way up, posteriors read on the model's walk down"),
     "flow": ("guides.flow:Flow", "one encoder and a normalizing flow: latents may depend on one another in any way"),
     "full": ("guides.covariance:FullCovariance", "one encoder, a Normal posterior with a full covariance"),
     "lowrank": ("guides.covariance:LowRank", "one encoder, a Normal posterior with a diagonal plus low-rank covariance"),

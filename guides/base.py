@@ -2,6 +2,7 @@ r"""What every guide does: walk the model's latents top-down and draw each from 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pyro
@@ -11,17 +12,22 @@ from torch.distributions import Distribution
 from zoo.latents.base import Family
 from zoo.program import Adopted
 
-__all__ = ["Fixed", "Guide", "center"]
+__all__ = ["Conditionals", "Fixed", "Guide", "Held", "center"]
+
+Conditionals = Callable[[str, Family, Tensor, Tensor | None], Tensor]
 
 
 class Guide(nn.Module):
-    """A Pyro program ``guide(x)`` over the latents of ``model``; subclasses give :meth:`delta`.
+    """A Pyro program ``guide(x)`` over the latents of ``model``; subclasses give :meth:`delta` or :meth:`conditionals`.
 
     The model is not a submodule: a guide's ``state_dict`` and ``parameters`` are its own.
 
     Attributes:
         temperature: 0 for exact samples (evaluation); above 0 for the family's relaxed twin (training).
+        mean_field: Whether what it adds to a prior does not depend on the latents above, so that :meth:`delta` tells all.
     """
+
+    mean_field = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -34,16 +40,28 @@ class Guide(nn.Module):
         return self._program[0]
 
     def delta(self, x: Tensor) -> dict[str, Tensor]:
-        """What inference adds to the prior's parameters, ``{site: (N, P, K)}``, for images ``(N, *event_shape)``."""
-        raise NotImplementedError(f"{type(self).__name__} must define delta(x)")
+        """What inference adds to the prior's parameters, ``{site: (N, P, K)}``, for images ``(N, *event_shape)``.
+
+        Raises:
+            NotImplementedError: of guides whose deltas depend on the latents above, which have :meth:`conditionals` alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no delta(x)")
+
+    def conditionals(self, x: Tensor) -> Conditionals:
+        """The posterior's parameters of each latent given those above it: ``q(site, family, prior, above) -> (…, N, P, K)``.
+
+        ``prior`` has the prior's parameters there and ``above`` what the model's walk hands down (its features, in a hierarchy), or None.
+        All that depends on the images alone is computed here, once.
+        """
+        deltas = self.delta(x)
+        return lambda name, family, prior, above=None: family.posterior(prior, deltas[name])
 
     def posterior(self, x: Tensor) -> dict[str, Tensor]:
-        """The posterior's parameters ``{site: (N, P, K)}``, for models whose prior does not depend on other latents."""
-        deltas = self.delta(x)
-        params: dict[str, Tensor] = {}
+        """The posterior's parameters ``{site: (N, P, K)}``; of latents below others, given the means of those (temperature zero)."""
+        conditional, params = self.conditionals(x), {}
 
-        def keep(name: str, family: Family, prior: Tensor) -> Tensor:
-            params[name] = family.posterior(prior, deltas[name])
+        def keep(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
+            params[name] = conditional(name, family, prior, above)
             return center(family.distribution(params[name]))
 
         self.model.descend(keep, x)
@@ -51,10 +69,10 @@ class Guide(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Draws every latent; one sample site for each, in the model's own order."""
-        deltas = self.delta(x)
+        conditional = self.conditionals(x)
 
-        def draw(name: str, family: Family, prior: Tensor) -> Tensor:
-            return pyro.sample(name, self.distribution(family, family.posterior(prior, deltas[name])))
+        def draw(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
+            return pyro.sample(name, self.distribution(family, conditional(name, family, prior, above)))
 
         # A program from outside the zoo enters its plate itself.
         with nullcontext() if isinstance(self.model, Adopted) else pyro.plate("data", len(x)):
@@ -78,6 +96,17 @@ class Fixed(Guide):
 
     def delta(self, x: Tensor) -> dict[str, Tensor]:
         return self.deltas
+
+
+class Held(Guide):
+    """A guide with given conditionals, whatever the images."""
+
+    def __init__(self, model: nn.Module, conditionals: Conditionals, temperature: float = 0.0) -> None:
+        super().__init__(model)
+        self.held, self.temperature = conditionals, temperature
+
+    def conditionals(self, x: Tensor) -> Conditionals:
+        return self.held
 
 
 def center(distribution: Distribution) -> Tensor:

@@ -47,7 +47,7 @@ def elbo(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0, part
     """
     if particles < 1:
         raise ValueError(f"particles must be at least 1, not {particles}")
-    parts = _walk if hasattr(guide, "delta") and hasattr(model, "observation") else _trace
+    parts = _walk if hasattr(guide, "conditionals") and hasattr(model, "observation") else _trace
     log_likelihood, kl, log_q_score = parts(model, guide, x, particles)
     bound = log_likelihood - beta * kl
     kl = kl.expand_as(bound)
@@ -68,10 +68,10 @@ def exact_elbo(model: Callable, guide: Callable, x: Tensor, *, beta: float = 1.0
     """
     if not hasattr(model, "expected_log_prob"):
         raise ValueError("the objective 'exact' needs a model with a closed-form reconstruction; use 'elbo'")
-    deltas, params = guide.delta(x), {}
+    conditional, params = guide.conditionals(x), {}
 
-    def keep(name: str, family: Family, prior: Tensor) -> Tensor:
-        params[name] = family.posterior(prior, deltas[name])
+    def keep(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
+        params[name] = conditional(name, family, prior, above)
         return params[name]  # of no use: where the reconstruction has a closed form, no latent is below another
 
     model.descend(keep)
@@ -91,7 +91,7 @@ def exact_kl(model: Callable, params: dict[str, Tensor]) -> Tensor:
     """
     divergences = []
 
-    def add(name: str, family: Family, prior: Tensor) -> Tensor:
+    def add(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
         unit_kl = family.unit_kl(params[name], prior)
         if unit_kl is None:
             raise ValueError(f"the family of {name!r} has no closed-form KL divergence; use the objective 'elbo'")
@@ -133,11 +133,11 @@ def over_steps(bound_of: Callable[..., Bound]) -> Callable[..., Bound]:
 
 def _walk(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log p(x | z), KL and log q of the sites that are not reparameterized, in one walk of a zoo model with its guide."""
-    deltas = guide.delta(x)
+    conditional = guide.conditionals(x)
     divergences, scores = [], []
 
-    def draw(name: str, family: Family, prior: Tensor) -> Tensor:
-        params = family.posterior(prior, deltas[name])
+    def draw(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
+        params = conditional(name, family, prior, above)
         q = guide.distribution(family, params)
         shape = (particles,) if particles > 1 and q.batch_shape[: -1] == () else ()
         z = q.rsample(shape) if q.has_rsample else q.sample(shape)

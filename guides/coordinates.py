@@ -175,7 +175,7 @@ def walk(model: nn.Module, x: Tensor, place: Callable[[str, Family, Tensor], Coo
     """
     residuals: list[Tensor] = [x.new_zeros(len(x), 0)]
 
-    def draw(name: str, family: Family, prior: Tensor) -> Tensor:
+    def draw(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
         here = place(name, family, prior)
         value = pyro.sample(name, here.law(law(len(residuals) - 1, here, _joined(residuals))))
         residuals.append(here.residual(value))

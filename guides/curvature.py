@@ -122,7 +122,7 @@ def _start(model: nn.Module, x: Tensor, values: dict[str, Tensor]) -> tuple[Tens
     """The values in unconstrained coordinates, ``(N, M)``, and the prior's scales in them, ``(N, M)``, float64."""
     sizes, found, scales = sizes_of(model), [], []
 
-    def draw(name: str, family: Family, prior: Tensor) -> Tensor:
+    def draw(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
         here = coordinates(family, prior, x.new_zeros(2, sizes[name]))
         found.append(values[name] if here.to_site is None else here.to_site.inv(values[name]))
         scales.append(here.scale.expand_as(found[-1]))
@@ -137,7 +137,7 @@ def _placed(model: nn.Module, x: Tensor, u: Tensor) -> tuple[dict[str, Tensor], 
     sizes = sizes_of(model)
     parts, log_dets = dict(zip(sizes, u.split(list(sizes.values()), dim=-1), strict=True)), [u.new_zeros(len(u))]
 
-    def draw(name: str, family: Family, prior: Tensor) -> Tensor:
+    def draw(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
         to_site = coordinates(family, prior, u.new_zeros(2, sizes[name])).to_site
         if to_site is None:
             return parts[name]

@@ -129,7 +129,7 @@ class Iterative(Stepwise):
         natural = {}
         bend = torch.asinh if self.exact else torch.tanh  # sampled slopes, divided by a Fisher information, can be anything
 
-        def walk(name: str, family: Family, prior: Tensor) -> Tensor:
+        def walk(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
             params = family.posterior(prior, deltas[name])
             natural[name] = bend(_natural(family, params, memory[f"slope/{name}"]).nan_to_num()).clamp(-FAR, FAR)
             return center(family.distribution(params))

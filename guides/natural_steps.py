@@ -30,7 +30,7 @@ def params_at(model: nn.Module, deltas: Deltas | None, x: Tensor) -> Deltas:
     """The posterior's parameters ``{site: (N, P, K)}`` at ``deltas``, the prior's if None; for priors that depend on no latent."""
     params: Deltas = {}
 
-    def keep(name: str, family: Family, prior: Tensor) -> Tensor:
+    def keep(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
         params[name] = prior if deltas is None else family.posterior(prior, deltas[name])
         with torch.no_grad():
             return center(family.distribution(params[name]))

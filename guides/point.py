@@ -51,7 +51,7 @@ def start_values(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """A deterministic value for each latent inside its support, near the prior's mean, ``{site: (N, *event)}``."""
     values: dict[str, Tensor] = {}
 
-    def keep(name: str, family: Family, prior: Tensor) -> Tensor:
+    def keep(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
         if isinstance(family, Unconstrained):
             prior = prior + OFF_CENTER * torch.tensor([1.0, 0.0]).to(prior)[:, None]
         distribution = family.distribution(prior)

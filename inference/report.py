@@ -23,7 +23,7 @@ from inference.plots.trajectory import plot_trajectory
 from inference.table import SHOWN, Row, definition, summarize, write_csv, write_decodability
 from inference.trajectory import Trajectory
 from zoo.files import atomic_file
-from zoo.models.one_layer import UNIT_SCALE
+from zoo.models.image_model import UNIT_SCALE
 
 __all__ = ["write_report"]
 

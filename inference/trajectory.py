@@ -105,7 +105,7 @@ def path_of(method: str, model: Callable, x: Tensor, guide: nn.Module | None, **
         guide = guide if isinstance(guide, Natural) else Natural(adopt(model, x), **options)
     if method == "semi" and not isinstance(guide, Semi):
         guide = Semi(guide.model, encoder=guide, **options)
-    if method not in ("amortized", "iterative", "natural", "semi") or not hasattr(guide, "delta"):
+    if method not in ("amortized", "iterative", "natural", "semi") or not getattr(guide, "mean_field", False):
         return None
     return _path(guide, x, steps)
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from zoo import latents as families
 from zoo import models, networks
-from zoo.models.one_layer import UNIT_SCALE, OneLayer
+from zoo.models.image_model import UNIT_SCALE
+from zoo.models.one_layer import OneLayer
 
 __all__ = ["build"]
 
@@ -74,6 +75,8 @@ def _one_layer(name: str, data: Any, settings: dict[str, Any], options: dict[str
 def _named(name: str, data: Any, options: dict[str, Any]) -> nn.Module:
     """A model of the registry; the shape of the data is passed on where it takes one."""
     factory = models.registry[name]
+    if "seed" not in inspect.signature(factory).parameters:
+        options.pop("seed", None)  # the generator that it draws from is seeded
     _check_options(f"the model {name!r}", factory, options)
     event_shape = None if data is None else tuple(getattr(data, "event_shape", data))
     shaped = {"event_shape": event_shape} if event_shape and "event_shape" in inspect.signature(factory).parameters else {}

@@ -76,7 +76,7 @@ def _step(model: nn.Module, guide: nn.Module, x: Tensor, deltas: Deltas, before:
     """E_q[log p(x | z)] of the posterior at ``deltas``, by ``particles`` draws or (0) in closed form; its KL from that at ``before``."""
     params, divergences = {}, []
 
-    def draw(name: str, family: Family, prior: Tensor) -> Tensor:
+    def draw(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
         q, p = (family.posterior(prior, part[name]) for part in (deltas, before))
         unit_kl = family.unit_kl(q, p)
         if unit_kl is None:

@@ -151,7 +151,7 @@ def _kl(model: Callable, posterior: Posterior) -> tuple[Tensor, Tensor | None]:
     """KL of every image ``(N,)`` and of every latent ``(K,)``; by Monte Carlo over the draws where there is no closed form."""
     per_image, units = [], []
 
-    def walk(name: str, family: object, prior: Tensor) -> Tensor:
+    def walk(name: str, family: object, prior: Tensor, above: Tensor | None = None) -> Tensor:
         q = posterior.params[name]
         unit_kl = family.unit_kl(q, prior)
         if unit_kl is None:

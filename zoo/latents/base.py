@@ -51,6 +51,14 @@ class Family:
         """``prior + delta``, where a family may bound ``delta`` smoothly; equal to ``prior`` at ``delta = 0``."""
         return prior + delta
 
+    def bounded(self, raw: Tensor) -> Tensor:
+        """Parameters ``(…, P, K)`` that a network computes for a prior, kept smoothly where they make sense; ``raw`` itself here."""
+        return raw
+
+    def copies(self, count: int) -> Family:
+        """The family of as many independent copies of its units side by side; itself where units are independent anyway."""
+        return self
+
     def code(self, z: Tensor) -> Tensor:
         """What the decoder receives for a sample ``z`` of event shape ``event_shape``: ``(…, K)``."""
         return z

@@ -45,6 +45,9 @@ class Categorical(Family):
         logits = base.logits.flatten(-2) if self.groups > 1 else base.logits
         return logits.unsqueeze(-2)
 
+    def copies(self, count: int) -> Categorical:
+        return Categorical(self.groups * count, self.straight_through)
+
     def code(self, z: Tensor) -> Tensor:
         return z.flatten(-2) if self.groups > 1 else z
 

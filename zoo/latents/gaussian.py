@@ -17,9 +17,10 @@ from torch.distributions import Distribution
 from zoo.distributions.units import normal_units
 from zoo.latents.base import Family
 
-__all__ = ["Gaussian", "location_scale_natural", "residual"]
+__all__ = ["Gaussian", "bounded_log_scale", "location_scale_natural", "residual"]
 
 LOG_SCALE_BOUND = 5.3  # Vafaii et al. 2024: log-scales are kept within ±5.3 of the prior's by a tanh
+LOG_SCALE_LIMIT = 4.0  # Vafaii, Yates & Butts 2023: log-scales l that a network computes are 4 tanh(l / 4)
 ACTIVATIONS = ("identity", "relu", "exp")
 
 
@@ -47,6 +48,9 @@ class Gaussian(Family):
 
     def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
         return residual(prior, delta)
+
+    def bounded(self, raw: Tensor) -> Tensor:
+        return bounded_log_scale(raw)
 
     def unit_kl(self, q: Tensor, p: Tensor) -> Tensor:
         """KL of two Normals, from the log-scales as they are."""
@@ -85,6 +89,12 @@ def location_scale_natural(params: Tensor, gradient: Tensor, scale_information: 
 def residual(prior: Tensor, delta: Tensor) -> Tensor:
     """``prior + delta`` for parameters ``(…, 2, K)``, the log-scale's shift kept within ±5.3 by a tanh."""
     return _Residual.apply(prior, delta)
+
+
+def bounded_log_scale(raw: Tensor) -> Tensor:
+    """Parameters ``(…, 2, K)`` with the log-scale kept within ±4 by a tanh."""
+    loc, log_scale = raw.unbind(-2)
+    return torch.stack([loc, LOG_SCALE_LIMIT * torch.tanh(log_scale / LOG_SCALE_LIMIT)], dim=-2)
 
 
 class _Residual(torch.autograd.Function):

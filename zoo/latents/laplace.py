@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from zoo.distributions.units import laplace_units
 from zoo.latents.base import Family
-from zoo.latents.gaussian import location_scale_natural, residual
+from zoo.latents.gaussian import bounded_log_scale, location_scale_natural, residual
 
 __all__ = ["Laplace"]
 
@@ -31,6 +31,9 @@ class Laplace(Family):
 
     def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
         return residual(prior, delta)
+
+    def bounded(self, raw: Tensor) -> Tensor:
+        return bounded_log_scale(raw)
 
     def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
         """Fisher information ``diag(1 / scale², 1)`` for ``(loc, log_scale)``."""

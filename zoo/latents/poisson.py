@@ -71,6 +71,10 @@ class Poisson(Family):
         """Prior log-rate plus a log-gain that saturates at 10, or where the rate would pass e^5.3 ≈ 200."""
         return prior + softclamp(delta, (LOG_RATE_BOUND - prior).clamp(0.0, GAIN_BOUND))
 
+    def bounded(self, raw: Tensor) -> Tensor:
+        """A log-rate that saturates at 5.3."""
+        return LOG_RATE_BOUND - torch.nn.functional.softplus(LOG_RATE_BOUND - raw)
+
     def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
         rate = self._rate(params)
         return rate, rate

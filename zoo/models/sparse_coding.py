@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 from torch.nn.utils.parametrize import register_parametrization
 
 from zoo.latents.laplace import Laplace
-from zoo.models.one_layer import UNIT_SCALE, OneLayer
+from zoo.models.image_model import UNIT_SCALE
+from zoo.models.one_layer import OneLayer
 from zoo.networks.lin import LinearDecoder
 
 __all__ = ["SparseCoding"]

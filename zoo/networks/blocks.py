@@ -1,23 +1,26 @@
 """Building blocks of the convolutional networks, on ``(N, channels, height, width)``; no block mixes images.
 
-Vafaii, Galor & Yates 2024 (arXiv 2405.14473). Every convolution, those of skips and pooling included, is
-weight-normalized and has a bias: this reading gives the published numbers of parameters.
+Of the convolutional networks of Vafaii, Galor & Yates 2024 (arXiv 2405.14473) and of the hierarchies of Vafaii, Yates & Butts 2023,
+both after the NVAE (Vahdat & Kautz 2020). Every convolution, those of skips and pooling included, is weight-normalized and has a bias
+unless told otherwise: this reading gives the published numbers of parameters.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Conv", "ConvPool", "Resize", "SqueezeExcite", "cell"]
+__all__ = ["Conv", "ConvPool", "Expander", "Nearest", "Resize", "SqueezeExcite", "cell"]
 
 
 class Conv(nn.Module):
     """A convolution whose filter for output channel o is ``exp(lognorm_o) v_o / ||v_o||``.
 
     ``v`` has shape (out, in / groups, height, width), ``lognorm`` and ``bias`` (out,). The filters
-    start as N(0, 1 / fan-in), the bias at 0.
+    start as N(0, 1 / fan-in), of length ``norm`` where that is given; the bias starts at 0.
     """
 
     def __init__(
@@ -27,16 +30,18 @@ class Conv(nn.Module):
         size: int | tuple[int, int],
         *,
         stride: int = 1,
-        padding: int = 0,
+        padding: int | tuple[int, int] = 0,
         groups: int = 1,
+        bias: bool = True,
+        norm: float | None = None,
     ) -> None:
         super().__init__()
         height, width = (size, size) if isinstance(size, int) else size
         v = torch.randn(outputs, inputs // groups, height, width)
         v = v / v[0].numel() ** 0.5
         self.v = nn.Parameter(v)
-        self.lognorm = nn.Parameter(v.flatten(1).norm(dim=1).log())
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.lognorm = nn.Parameter(v.flatten(1).norm(dim=1).log() if norm is None else torch.full((outputs,), math.log(norm)))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.stride, self.padding, self.groups = stride, padding, groups
 
     @property
@@ -49,6 +54,28 @@ class Conv(nn.Module):
         return functional.conv2d(
             x, self.weight, self.bias, stride=self.stride, padding=self.padding, groups=self.groups
         )
+
+
+class Expander(nn.Module):
+    """Spreads ``(N, inputs, 1, 1)`` over a map ``(N, outputs, height, width)``: a weight-normalized transposed convolution as large as it.
+
+    ``v`` has shape (in, out, height, width); a filter is all that an output channel is made of, of length ``exp(lognorm)``, 1 at the start.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.v = nn.Parameter(torch.randn(inputs, outputs, *size))
+        self.lognorm = nn.Parameter(torch.zeros(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    @property
+    def weight(self) -> Tensor:
+        """The filters, of the shape of ``v``."""
+        scale = self.lognorm.exp() / self.v.transpose(0, 1).flatten(1).norm(dim=1)
+        return self.v * scale[None, :, None, None]
+
+    def forward(self, z: Tensor) -> Tensor:
+        return functional.conv_transpose2d(z, self.weight, self.bias)
 
 
 class SqueezeExcite(nn.Module):
@@ -66,9 +93,12 @@ class SqueezeExcite(nn.Module):
 
 
 class Phases(nn.Module):
-    """The four pixel phases of an even-sized map, stacked: (N, C, H, W) to (N, 4 C, H / 2, W / 2)."""
+    """The four pixel phases of a map, stacked: (N, C, H, W) to (N, 4 C, H / 2, W / 2); odd sides get a row or column of zeros."""
 
     def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % 2 or width % 2:
+            x = functional.pad(x, (0, width % 2, 0, height % 2))
         return torch.cat([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=1)
 
 
@@ -99,15 +129,16 @@ class Resize(nn.Module):
 
 
 class Residual(nn.Module):
-    """``skip(x) + branch(x)``."""
+    """``skip(x) + weight * branch(x)``."""
 
-    def __init__(self, skip: nn.Module, branch: nn.Module) -> None:
+    def __init__(self, skip: nn.Module, branch: nn.Module, weight: float = 1.0) -> None:
         super().__init__()
         self.skip = skip
         self.branch = branch
+        self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.branch(x)
+        return torch.add(self.skip(x), self.branch(x), alpha=self.weight)
 
 
 class ConvPool(nn.Module):
@@ -128,8 +159,11 @@ def cell(
     layers: int,
     down: str | None = None,
     up: tuple[int, int] | None = None,
+    size: int = 3,
+    norm: float | None = None,
+    weight: float = 1.0,
 ) -> nn.Module:
-    """A residual cell: skip plus squeeze-excite of ``layers`` times (swish, 3x3 convolution).
+    """A residual cell: skip plus squeeze-excite of ``layers`` times (swish, convolution).
 
     Arguments:
         inputs, outputs: Channels; equal unless the cell goes down or up.
@@ -137,6 +171,9 @@ def cell(
         down: How the skip halves height and width: "phases" (a 1x1 convolution on each of the four pixel
             phases, their outputs stacked; even sizes) or "stride" (a 1x1 convolution with stride 2).
         up: The (height, width) to go up to, by nearest neighbour, in branch and skip.
+        size: Of the convolutions, odd.
+        norm: Length that all filters start with, if given.
+        weight: What the branch is multiplied by.
     """
     branch: list[nn.Module] = []
     for layer in range(layers):
@@ -145,19 +182,19 @@ def cell(
         if first and up:
             branch.append(Nearest(up))
         stride = 2 if first and down else 1
-        branch.append(Conv(inputs if first else outputs, outputs, 3, stride=stride, padding=1))
+        branch.append(Conv(inputs if first else outputs, outputs, size, stride=stride, padding=size // 2, norm=norm))
     branch.append(SqueezeExcite(outputs))
-    return Residual(_skip(inputs, outputs, down, up), nn.Sequential(*branch))
+    return Residual(_skip(inputs, outputs, down, up, norm), nn.Sequential(*branch), weight)
 
 
-def _skip(inputs: int, outputs: int, down: str | None, up: tuple[int, int] | None) -> nn.Module:
+def _skip(inputs: int, outputs: int, down: str | None, up: tuple[int, int] | None, norm: float | None) -> nn.Module:
     if down == "phases":
-        return nn.Sequential(nn.SiLU(), Phases(), Conv(4 * inputs, outputs, 1, groups=4))
+        return nn.Sequential(nn.SiLU(), Phases(), Conv(4 * inputs, outputs, 1, groups=4, norm=norm))
     if down == "stride":
-        return nn.Sequential(nn.SiLU(), Conv(inputs, outputs, 1, stride=2))
+        return nn.Sequential(nn.SiLU(), Conv(inputs, outputs, 1, stride=2, norm=norm))
     if up:
         # A 1x1 convolution and nearest-neighbour upsampling commute; this order is the cheaper one.
-        return nn.Sequential(Conv(inputs, outputs, 1), Nearest(up))
+        return nn.Sequential(Conv(inputs, outputs, 1, norm=norm), Nearest(up))
     return nn.Identity()
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from zoo.latents.base import Family
 from zoo.latents.categorical import Categorical
 from zoo.latents.poisson import Poisson
-from zoo.models.one_layer import UNIT_SCALE, OneLayer
+from zoo.models.image_model import UNIT_SCALE
+from zoo.models.one_layer import OneLayer
 from zoo.networks.lin import LinearDecoder
 from zoo.oracles.likelihood import flat_images, likelihood_constant, noise_variance
 

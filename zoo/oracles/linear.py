@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from zoo.latents.gaussian import Gaussian
-from zoo.models.one_layer import UNIT_SCALE, OneLayer
+from zoo.models.image_model import UNIT_SCALE
+from zoo.models.one_layer import OneLayer
 from zoo.networks.lin import LinearDecoder
 from zoo.oracles.likelihood import flat_images, likelihood_constant, noise_variance
 

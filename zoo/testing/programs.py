@@ -141,7 +141,7 @@ def _check_walk(model: nn.Module, sites: dict[str, dict], x: Tensor) -> None:
            f"event_shape is {tuple(model.event_shape)}, images are {tuple(x.shape[1:])}")
     asked: list[str] = []
 
-    def draw(name: str, family: object, prior: Tensor) -> Tensor:
+    def draw(name: str, family: object, prior: Tensor, above: Tensor | None = None) -> Tensor:
         asked.append(name)
         told, units = model.latents[name]
         expect(told is family and prior.shape[-2:] == (len(family.parameters), units),
