@@ -88,7 +88,7 @@ def nonlinear_decodability(z_fit: Tensor, factors_fit: Mapping[str, Tensor], z_s
 def _network(inputs: int, hidden: Sequence[int], outputs: int, seed: int) -> nn.Module:
     """A multilayer perceptron that starts at 0, the mean of the targets."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU only: those of other devices are not forked
         sizes = [inputs, *hidden]
         layers = [layer for a, b in zip(sizes, hidden, strict=False) for layer in (nn.Linear(a, b), nn.GELU())]
         last = nn.Linear(sizes[-1], outputs)

@@ -19,6 +19,7 @@ __all__ = ["plot_factor_map", "plot_factor_scores", "plot_level_contributions"]
 
 NATS = (0.0, 0.5)  # the usual range of colours for mutual information
 NUMBERED = 30  # so many latents all have their numbers; of more, the first of each level and the last
+LETTER, LINE = 0.085, 0.15  # inches that a letter of a level's name takes along its line, and the line across
 ALL_GAP = 0.3  # before the column of all levels, in widths of a cell
 ABREAST = 8  # levels up to which two heat maps stand side by side
 HATCHES = ("", "///", "...", "xxx")
@@ -32,7 +33,8 @@ def plot_factor_map(values: Any, factors: Sequence[str], *, levels: Mapping[str,
     Arguments:
         values: ``(factors, K)``: mutual information, importances, ...
         factors: Names of the rows.
-        levels: How many latents each level has, in the order of the columns; one level by default.
+        levels: How many latents each level has, in the order of the columns; one level by default. Names are upright where one is
+            wider than its level, and left out over levels that are too narrow for that.
         label: What the colours are, with its unit.
         limits: Values of the first and last colour; from 0 to the greatest value if None. What is beyond has the last colour, and the
             colour bar ends in a tip.
@@ -49,16 +51,21 @@ def plot_factor_map(values: Any, factors: Sequence[str], *, levels: Mapping[str,
     low, high = limits if limits is not None else (0.0, max(float(values.max()), 1e-12))
     if not low < high:
         raise ValueError(f"limits must go up, not {limits}")
-    count = values.shape[1]
-    figure = new_figure(min(13.0, max(5.5, 1.8 + 0.32 * count)), 2.0 + 0.3 * len(factors), title)
+    count, ends = values.shape[1], np.cumsum([0, *levels.values()])
+    width = min(13.0, max(5.5, 1.8 + 0.32 * count))
+    room = (width - 2.5) * np.diff(ends) / count  # inches over each level
+    upright = any(LETTER * len(name) > space for name, space in zip(levels, room, strict=True))
+    heads = LETTER * max(map(len, levels)) if upright else 0.2
+    figure = new_figure(width, max(3.2, 1.8 + 0.3 * len(factors)) + heads, title)
     ax = figure.subplots()
     mesh = _heat(ax, values, factors, low, high)
-    ends = np.cumsum([0, *levels.values()])
     ax.vlines(ends[1:-1], 0, len(factors), color="#333333", linewidth=0.8)
-    _level_heads(ax, list(levels), ends, figure.get_figwidth() - 2.5)
+    for name, middle, space in zip(levels, (ends[1:] + ends[:-1]) / 2, room, strict=True):
+        if space >= LINE:
+            ax.text(middle, -0.15, name, ha="center", va="bottom", fontsize=9.5, rotation=90 if upright else 0)
     starts = ends[:-1] if len(levels) > 1 else range(0, count, 20 * -(-count // 200))
     ticks = list(range(count)) if count <= NUMBERED else _apart([*starts, count - 1])
-    ax.set_xticks([tick + 0.5 for tick in ticks], ticks, rotation=90 if len(ticks) > 12 and count > NUMBERED else 0, fontsize=9)
+    ax.set_xticks([tick + 0.5 for tick in ticks], ticks, rotation=90 if len(ticks) > NUMBERED else 0, fontsize=9)
     ax.set_xlabel("latent")
     beyond = {(False, False): "neither", (False, True): "max", (True, False): "min", (True, True): "both"}
     bar = figure.colorbar(mesh, ax=ax, extend=beyond[bool(values.min() < low), bool(values.max() > high)], pad=0.015, aspect=14)
@@ -134,14 +141,14 @@ def plot_factor_scores(scores: Mapping[str, Mapping[str, Sequence[float]]], *, t
             ax.text(x, max(row.max(), 0.0) + 0.02, _text(mean), ha="center", va="bottom", fontsize=8.5)
     least = min(row.min() for rows in values.values() for row in rows)
     ax.axhline(0.0, color="#444444", linewidth=0.9)
-    ax.set_ylim(min(0.0, 1.1 * least), 1.08)
+    ax.set_ylim(min(0.0, least - 0.05), 1.08)
     ax.set_xticks(np.arange(len(names)), names)
     ax.tick_params(axis="x", length=0)
     seeds = sorted({len(row) for rows in values.values() for row in rows})
     ax.set_ylabel("score (higher is better)")
     ax.set_xlabel("" if seeds == [1] else f"bars: mean over {'–'.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds; points: each seed",
                   color=MUTED, fontsize=10)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=min(4, len(values)))
+    figure.legend(loc="outside lower center", ncols=min(4, len(values)))
     return figure
 
 
@@ -174,14 +181,6 @@ def _apart(ticks: list[int]) -> list[int]:
         if (not chosen or tick - chosen[-1] > room) and ticks[-1] - tick > room:
             chosen.append(int(tick))
     return [*chosen, int(ticks[-1])]
-
-
-def _level_heads(ax: Axes, names: list[str], ends: np.ndarray, width: float) -> None:
-    """Names over the levels, upright where one is wider than its level on paper (``width`` in inches)."""
-    room = width * np.diff(ends) / ends[-1]
-    upright = any(0.085 * len(name) > space for name, space in zip(names, room, strict=True))
-    for name, left, right in zip(names, ends, ends[1:], strict=False):
-        ax.text((left + right) / 2, -0.15, name, ha="center", va="bottom", fontsize=9.5, rotation=90 if upright else 0)
 
 
 def _matrix(values: Any, rows: int) -> np.ndarray:
