@@ -2,8 +2,8 @@
 
     python benchmarks/hierarchy_step.py [--model cnvae_s] [--batch 128] [--steps 5] [--pairs 9] [--device cpu]
 
-The hand-written step uses the same layers in a plain loop over the groups: encoder, then for each prior, posterior, sample, KL and
-features, then the endpoint error, backward, clipping and Adamax with a schedule. It knows no sites, plates, families or laws. The two run in
+The hand-written step uses the same layers in a plain loop over the groups: encoder, then prior, posterior, sample, KL and features of each
+group, then the endpoint error, backward, clipping and Adamax with a schedule. It knows no sites, plates, families or laws. The two run in
 turn, A B A B …, in blocks of steps; the ratio is the median over the pairs. Target: at most 1.15.
 """
 

@@ -197,3 +197,25 @@ def test_the_written_out_gradients_of_gaussian_latents(lead):
     assert torch.autograd.gradcheck(family.posterior, (prior, delta))
     assert torch.autograd.gradcheck(family.unit_kl, (delta, prior))
     assert torch.autograd.gradgradcheck(family.unit_kl, (delta, prior))
+
+
+# -- below networks
+
+
+def test_computed_priors_stay_where_they_make_sense():
+    raw = torch.stack([torch.tensor([-30.0, 0.1, 30.0]), torch.tensor([-30.0, 0.1, 30.0])])
+    for name in ("gaussian", "laplace"):
+        loc, log_scale = zoo.latents.registry[name]().bounded(raw)
+        assert torch.equal(loc, raw[0])
+        torch.testing.assert_close(log_scale, torch.tensor([-4.0, 0.1, 4.0]), atol=1e-3, rtol=0)
+    log_rate = Poisson().bounded(torch.tensor([[-30.0, -1.0, 30.0]]))
+    torch.testing.assert_close(log_rate, torch.tensor([[-30.0, -1.0, 5.3]]), atol=3e-3, rtol=0)
+    assert torch.equal(Categorical().bounded(raw), raw)
+
+
+def test_copies_of_one_hots_are_one_hot_each():
+    family = Categorical(groups=2, straight_through=True).copies(3)
+    assert family.groups == 6 and family.straight_through
+    assert family.distribution(torch.zeros(1, 24)).sample().sum(-1).tolist() == [1.0] * 6
+    gaussian = Gaussian()
+    assert gaussian.copies(3) is gaussian

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from zoo import networks
 from zoo.networks import decoder, encoder
-from zoo.networks.blocks import Conv, ConvPool, Resize, SqueezeExcite, cell
+from zoo.networks.blocks import Conv, ConvPool, Expander, Phases, Resize, SqueezeExcite, cell
 from zoo.networks.lin import LinearDecoder
 from zoo.networks.mlp import ResDense
 from zoo.registry import Registry
@@ -234,6 +234,35 @@ def test_cells_add_their_skip():
     branch = functional.conv2d(functional.silu(larger), conv.weight, conv.bias, padding=1)
     skip = functional.conv2d(larger, up.skip[0].weight, up.skip[0].bias)
     close(up(x), skip + up.branch[-1](branch))
+
+
+def test_expander_spreads_a_vector_over_a_map():
+    expander = Expander(3, 5, (4, 2))
+    with torch.no_grad():
+        expander.lognorm.copy_(torch.linspace(-1.0, 1.0, 5))
+        expander.bias.normal_()
+    z = torch.randn(6, 3)
+    filters = expander.v / expander.v.square().sum((0, 2, 3), keepdim=True).sqrt() * expander.lognorm.exp()[:, None, None]
+    by_hand = torch.einsum("nk,kohw->nohw", z, filters) + expander.bias[:, None, None]
+    torch.testing.assert_close(expander(z[:, :, None, None]), by_hand)
+    torch.testing.assert_close(Expander(3, 5, (4, 2)).weight.square().sum((0, 2, 3)), torch.ones(5))
+
+
+def test_cells_of_a_hierarchy_start_with_filters_of_one_length():
+    made = cell(4, 8, layers=2, down="phases", size=3, norm=1.0, weight=0.1)
+    convolutions = [module for module in made.modules() if isinstance(module, Conv)]
+    assert len(convolutions) == 3
+    for convolution in convolutions:
+        torch.testing.assert_close(convolution.weight.flatten(1).norm(dim=1), torch.ones(convolution.v.shape[0]))
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(made(x), made.skip(x) + 0.1 * made.branch(x))
+
+
+def test_phases_of_odd_maps_get_zeros():
+    x = torch.arange(1.0, 16.0).reshape(1, 1, 3, 5)
+    phases = Phases()(x)
+    assert phases.shape == (1, 4, 2, 3)
+    assert phases[0, 0].tolist() == [[1, 3, 5], [11, 13, 15]] and phases[0, 3].tolist() == [[7, 9, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("new", [(14, 14), (9, 5), (20, 17)])

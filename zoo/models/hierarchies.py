@@ -19,22 +19,23 @@ __all__ = ["ae", "cnae", "cnvae", "cnvae_s", "hierarchy", "nvae", "nvae_s", "vae
 Families = str | Family | Sequence[str | Family]
 
 FLAT: dict[str, Any] = {"groups": (1,), "finest": 2, "up": (0, 0), "down": (0, 0), "start": False}
-SMALL: dict[str, Any] = {"channels": 16, "groups": (2, 2, 2), "pre": (1, 1), "up": (1, 1), "down": (1, 1)}
+SMALL: dict[str, Any] = {"channels": 8, "groups": (2, 2, 2), "pre": (1, 1), "up": (1, 1), "down": (1, 1)}
 ENDPOINT_SCALES = (0.15, 1.5)  # rad/s, of hierarchies and of flat models: the published β at which each untangles best. An endpoint
 # error over b with the weight 1 on the KL is, but for the factor b, an endpoint error with the weight b.
 
 
 def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "gaussian", units: int = 20, *, cells: str = "conv",
               channels: int = 32, groups: Sequence[int] = (3, 6, 12), finest: int = 8, pre: tuple[int, int] = (3, 2),
-              up: tuple[int, int] = (2, 2), down: tuple[int, int] = (2, 1), post: tuple[int, int] | None = None, spatial: bool = False,
-              start: bool = True, learn_prior: bool | None = None, scale: float | None = None, learn_scale: bool | str = False,
-              likelihood: str | None = None) -> Hierarchy:
+              up: tuple[int, int] = (2, 2), down: tuple[int, int] = (2, 1), post: tuple[int, int] | None = None,
+              residual: float = 1.0, spatial: bool = False, start: bool = True, learn_prior: bool | None = None, scale: float | None = None,
+              learn_scale: bool | str = False, likelihood: str | None = None) -> Hierarchy:
     """A hierarchy of any size: see :class:`~zoo.models.hierarchy.Hierarchy` and :class:`~zoo.models.hierarchy.Plan`.
 
     Arguments:
         event_shape: Shape of one image.
         family: One latent family, one for each scale, or one for each group, top-down; a name, names with commas, or a list.
         units: Latents in a group.
+        residual: Weight of a cell's branch: 1 as when the paper was written; the code released later has .1.
         likelihood: ``"endpoint"`` for optic flow (two channels) and ``"normal"`` for other images, if None.
         scale: If None √½, or of the endpoint error .15 rad/s, with a single group 1.5.
 
@@ -48,7 +49,7 @@ def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "ga
     if scale is None:
         scale = ENDPOINT_SCALES[sum(groups) == 1] if likelihood == "endpoint" else UNIT_SCALE
     plan = Plan(tuple(event_shape), cells, channels, tuple(groups), finest, tuple(pre), tuple(up), tuple(down),
-                (pre[0], 1) if post is None else tuple(post))
+                (pre[0], 1) if post is None else tuple(post), residual)
     family = [name.strip() for name in family.split(",")] if isinstance(family, str) else family
     return Hierarchy(plan, family, units, spatial=spatial, start=start, learn_prior=learn_prior, scale=scale, learn_scale=learn_scale,
                      likelihood=likelihood)
@@ -67,4 +68,4 @@ ae = partial(vae, family=Deterministic())
 # many latents and about as many parameters as the first.
 cnvae_s = partial(hierarchy, units=10, **SMALL)
 nvae_s = partial(hierarchy, units=2, spatial=True, **SMALL)
-vae_s = partial(hierarchy, units=60, channels=16, pre=(5, 2), post=(4, 2), **FLAT)
+vae_s = partial(hierarchy, units=60, channels=8, pre=(6, 2), post=(5, 2), **FLAT)

@@ -53,7 +53,7 @@ class Plan:
     up: tuple[int, int] = (2, 2)
     down: tuple[int, int] = (2, 1)
     post: tuple[int, int] = (3, 1)
-    residual: float = 0.1
+    residual: float = 1.0
 
     def __post_init__(self) -> None:
         if self.cells not in CELLS:
