@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import guides
 import zoo
+from guides.hierarchical import Hierarchical
 from inference.checkpoint import load, save
 from inference.mcmc.chains import StoppedByHand
 from inference.methods import registry
@@ -157,14 +158,20 @@ def _convergence(posterior: Posterior) -> dict[str, float]:
 
 
 def _readout(model: torch.nn.Module, guide: torch.nn.Module | None, description: dict[str, Any]) -> dict[str, float]:
-    """R² of each of the data's target factors, read out of the posterior means of ``probe`` validation and test images."""
+    """R² of each of the data's target factors, read out of the posterior means of ``probe`` validation and test images.
+
+    Of a hierarchy these are the means given the means above, not given draws.
+    """
     data = load_data(description["data"], description["data_options"])
     if not (data.targets and description["probe"]):
         return {}
+    options = description["options"]
+    if description["method"] == "amortized" and isinstance(guide, Hierarchical):
+        options = options | {"propagate": "means"}
     codes, factors = [], []
     for part in (data.validation[: description["probe"]], data.test[: description["probe"]]):
         posterior = infer(model, part.x.to(description["device"]), description["method"], guide=guide, draws=description["draws"],
-                          seed=description["seed"], **description["options"])
+                          seed=description["seed"], **options)
         codes.append(mean_code(model, posterior))
         factors.append({name: part.factors[name] for name in data.targets})
     return linear_decodability(codes[0], factors[0], codes[1], factors[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inference.posterior import Posterior
 
-__all__ = ["linear_decodability", "mean_code", "principal_components"]
+__all__ = ["linear_decodability", "mean_code", "mean_codes", "principal_components", "scales"]
 
 ROUNDING = 1e-6  # a few times the relative precision of single floats
 
@@ -48,13 +48,51 @@ def linear_decodability(z_fit: Tensor, factors_fit: Mapping[str, Tensor], z_scor
 def mean_code(model: Callable, posterior: Posterior) -> Tensor:
     """Posterior mean of what a model's decoder receives, ``(N, K)``: in closed form where the posterior has parameters, else over draws.
 
-    For programs without a code, the mean of all latents side by side.
+    Of a hierarchy the codes of all groups side by side, top-down (:func:`mean_codes`). For programs without a code, the mean of all
+    latents side by side.
     """
-    if not hasattr(model, "family"):
-        return torch.cat([value.reshape(len(posterior), -1) for value in posterior.mean.values()], 1)
-    if posterior.params is not None:
-        return model.family.moments(posterior.params["z"])[0]
-    return posterior.average(model.family.code(posterior.samples["z"]))
+    return torch.cat(list(mean_codes(model, posterior).values()), 1)
+
+
+def mean_codes(model: Callable, posterior: Posterior, by: str = "site") -> dict[str, Tensor]:
+    """The parts of :func:`mean_code`, ``{part: (N, K)}``, top-down.
+
+    Parameters of a hierarchy's groups are given the means above (temperature zero), as the published readouts of hierarchies are.
+
+    Arguments:
+        by: ``"site"``: one part for each latent. ``"scale"``, for hierarchies: one for all groups of a scale (:func:`scales`).
+
+    Raises:
+        ValueError: for another way of parting, or scales of a model that has none.
+    """
+    if by not in ("site", "scale"):
+        raise ValueError(f"codes are parted by 'site' or by 'scale', not by {by!r}")
+    codes = {name: _mean_code(model, posterior, name) for name in posterior.samples}
+    if by == "site":
+        return codes
+    if not hasattr(model, "scales"):
+        raise ValueError(f"{type(model).__name__} is no hierarchy, so it has no scales; part its code by 'site'")
+    return {name: torch.cat([codes[site] for site in sites], 1) for name, sites in scales(model).items()}
+
+
+def scales(model: Callable) -> dict[str, list[str]]:
+    """The sites of a hierarchy at each scale, ``{name: sites}``, top-down: named by the size of the maps, ``"2 × 2"``, or where that is the
+    same everywhere by their number from the top, ``"scale 1"``."""
+    sizes = [f"{height} × {width}" for height, width in model.plan.sizes]
+    names = sizes if len(set(sizes)) == len(sizes) else [f"scale {number + 1}" for number in range(len(sizes))]
+    return dict(zip(names, model.scales, strict=True))
+
+
+def _mean_code(model: Callable, posterior: Posterior, name: str) -> Tensor:
+    family = model.latents[name][0] if hasattr(model, "observation") else None
+    if family is not None and name in (posterior.params or {}):
+        return family.moments(posterior.params[name])[0]
+    if posterior.summary is not None and getattr(family, "activation", "identity") == "identity":
+        mean = posterior.summary[name]["mean"]  # of all draws, kept or not
+    else:
+        drawn = posterior.samples[name]
+        mean = posterior.average(drawn if family is None else family.code(drawn))
+    return mean.reshape(len(posterior), -1)
 
 
 def principal_components(x_fit: Tensor, *others: Tensor, components: int) -> tuple[Tensor, ...]:

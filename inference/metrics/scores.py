@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution
 
+from inference.methods.amortized import Means
 from inference.metrics.activity import ACTIVE_KL
 from inference.metrics.evidence import iwae_bound
+from inference.metrics.group_kl import group_kl
 from inference.metrics.importance import log_importance_weights, weight_diagnostics
 from inference.metrics.sparsity import fraction_of_zeros, lifetime_sparsity, population_sparsity
 from inference.posterior import Posterior
 from zoo.density import log_terms, observation
 
 __all__ = ["COLUMNS", "Scores", "score"]
+
+AT_ONCE = 1024  # draws of images that are decoded together
 
 COLUMNS: dict[str, str] = {
     "nelbo": "distortion + kl, the literature's negative ELBO (no constants); lower is better",
@@ -52,7 +57,7 @@ class Scores:
         values: One number for each of :data:`COLUMNS` (NaN where a method has no such number).
         per_image: The per-image numbers ``(N,)`` behind them: ``mse``, ``distortion``, ``kl``, ``nelbo``, ``elbo``, ``r2``,
             ``log_px_bound``.
-        unit_kl: KL divergence of each latent, mean over images, ``(K,)``, or None.
+        unit_kl: KL divergence of each latent, mean over images, ``(K,)``, of several sites one after the other, or None.
     """
 
     values: dict[str, float]
@@ -61,16 +66,22 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, seed: int = 0) -> Scores:
+def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, seed: int = 0, guide: Callable | None = None) -> Scores:
     """Scores the posterior of images ``x`` under the model.
 
     Arguments:
         k: Draws of the importance-weighted bound.
         seed: Seed of those draws.
+        guide: The guide that the posterior was drawn from. Where latents are below others, ``unit_kl`` and ``active`` are known from it
+            alone (:func:`~inference.metrics.group_kl.group_kl`).
 
     A posterior whose draws carry their density (``log_q``: flows, correlated Normals, Laplace's approximation; several latent sites, and
     programs from outside the zoo) is scored from these draws: ``kl`` is the mean of log q − log p(z) over them, and the
     importance-weighted bound is of the first ``k`` of them (of all, if they are fewer).
+
+    Points have errors, but no KL divergence and no bounds: deterministic codes, silent groups, and posterior means in the place of draws
+    (:class:`~inference.methods.amortized.Means`). The errors of these are those of the image that the means decode to, and no sparsity
+    is told of them, as a mean of counts is no count.
 
     Every number honours the family's activation: what is decoded and what sparsity is measured on is the code.
     """
@@ -78,7 +89,7 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     n = len(x)
     nan = torch.full((n,), torch.nan, device=x.device)
     kl, unit_kl, bound, shape = nan, None, nan.clone(), nan
-    if posterior.log_q is None and posterior.params is not None and hasattr(model, "observation"):
+    if posterior.log_q is None and _has_bounds(model, posterior):
         kl, unit_kl = _kl(model, posterior)
         if k < 2:
             bound = iwae_bound(model, x, posterior.params, k, seed=seed)
@@ -90,6 +101,8 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
         kl, log_weights = log_ratio.mean(0), log_weights[:k]
         bound = log_weights.logsumexp(0) - math.log(len(log_weights))
         shape = weight_diagnostics(log_weights)["pareto_k"] if len(log_weights) > 1 else shape
+    if guide is not None and unit_kl is None and hasattr(guide, "conditionals") and hasattr(model, "observation"):
+        unit_kl = torch.cat(list(group_kl(model, x, guide, seed=seed).values()))
     flat = x.flatten(1)
     spread = (flat - flat.mean(1, keepdim=True)).square().sum(1)
     distortion = peak - log_likelihood
@@ -100,10 +113,12 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     values |= {f"{name}_se": (per_image[name].std() / math.sqrt(n)).item() if n > 1 else math.nan for name in ("nelbo", "log_px_bound")}
     values["pareto_k"] = shape.median().item()
     values["mse_mean"] = (flat - code_mean.flatten(1)).square().sum(1).mean().item()
-    values["lifetime_sparsity"] = lifetime_sparsity(code).mean().item() if n > 1 else math.nan
-    values["population_sparsity"] = population_sparsity(code).mean().item() if code.shape[1] > 1 else math.nan
-    values["zeros"] = fraction_of_zeros(code).item()
-    values["active"] = math.nan if unit_kl is None else (unit_kl > ACTIVE_KL).to(x.dtype).mean().item()
+    drawn = not isinstance(posterior, Means)
+    values["lifetime_sparsity"] = lifetime_sparsity(code).mean().item() if n > 1 and drawn else math.nan
+    values["population_sparsity"] = population_sparsity(code).mean().item() if code.shape[1] > 1 and drawn else math.nan
+    values["zeros"] = fraction_of_zeros(code).item() if drawn else math.nan
+    known = None if unit_kl is None else unit_kl[~unit_kl.isnan()]  # points have no KL
+    values["active"] = math.nan if known is None else (known > ACTIVE_KL).to(x.dtype).mean().item()
     values["decodability"] = math.nan  # needs other images: see inference.metrics.decodability
     values["rhat"] = values["ess"] = math.nan  # of chains
     values["gradient_evaluations"] = posterior.cost.get("gradient_evaluations", math.nan)
@@ -112,24 +127,41 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     return Scores({name: values[name] for name in COLUMNS}, per_image, unit_kl)
 
 
+def _has_bounds(model: Callable, posterior: Posterior) -> bool:
+    """Whether the posterior's parameters tell its density: those of one site of a model of the zoo, under a law that has one."""
+    if isinstance(posterior, Means) or posterior.params is None or not hasattr(model, "observation"):
+        return False
+    if len(posterior.samples) > 1 or set(posterior.params) != set(posterior.samples):
+        return False
+    (name, params), = posterior.params.items()
+    law = model.latents[name][0].distribution(params)
+    return not isinstance(getattr(law, "base_dist", law), Delta)
+
+
 def _reconstruct(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Expected squared error ``(N,)``, expected log p(x | z) ``(N,)``, the greatest it could be ``(N,)``, and the decoded mean code.
 
     In closed form for linear decoders, otherwise means over the draws.
     """
     mean = _decoded_mean(model, x, posterior)
-    if posterior.params is not None and getattr(model, "linear", False):
+    if posterior.params is not None and getattr(model, "linear", False) and not isinstance(posterior, Means):
         spread = model.family.decoded_variance(posterior.params["z"], model.decoder.weight)
         squares = (x - mean).flatten(1).square().sum(1) + spread
         return squares, model.expected_log_prob(x, posterior.params), _peak(model.observation(mean)), mean
-    chains, draws = next(iter(posterior.samples.values())).shape[:2]
-    squares = log_likelihood = torch.zeros(len(x), device=x.device)
-    for chain in range(chains):
-        for draw in range(draws):
-            law = observation(model, {name: value[chain, draw] for name, value in posterior.samples.items()}, x)
-            squares = squares + (x - law.mean).flatten(1).square().sum(1)
-            log_likelihood = log_likelihood + law.log_prob(x)
-    return squares / (chains * draws), log_likelihood / (chains * draws), _peak(law), mean
+    squares, log_likelihood = [], []
+    for z in _draws(model, posterior):
+        law = observation(model, z, x)
+        squares.append((x - law.mean).square().flatten(1 - x.dim()).sum(-1).reshape(-1, len(x)))
+        log_likelihood.append(law.log_prob(x).reshape(-1, len(x)))
+    return torch.cat(squares).mean(0), torch.cat(log_likelihood).mean(0), _peak(law).reshape(-1, len(x))[-1], mean
+
+
+def _draws(model: Callable, posterior: Posterior) -> Iterator[dict[str, Tensor]]:
+    """The draws of all chains: several at once ``{site: (draws, N, *event)}`` for models of the zoo, else one by one ``(N, *event)``."""
+    flat = {name: value.flatten(0, 1) for name, value in posterior.samples.items()}
+    several = max(1, AT_ONCE // len(posterior)) if hasattr(model, "observation") else 0
+    for start in range(0, len(next(iter(flat.values()))), several or 1):
+        yield {name: value[start: start + several] if several else value[start] for name, value in flat.items()}
 
 
 def _peak(law: Distribution) -> Tensor:
@@ -140,49 +172,54 @@ def _peak(law: Distribution) -> Tensor:
 
 
 def _decoded_mean(model: Callable, x: Tensor, posterior: Posterior) -> Tensor:
+    """The image that the posterior mean of the code decodes to."""
     if posterior.params is not None and hasattr(model, "family"):
         return model.mean(model.family.moments(posterior.params["z"])[0])
     if hasattr(model, "family"):
         return model.mean(model.family.code(posterior.samples["z"]).mean((0, 1)))
-    return observation(model, posterior.mean, x).mean
+    return observation(model, posterior.mean | _coded(model, posterior), x).mean
+
+
+def _coded(model: Callable, posterior: Posterior) -> dict[str, Tensor]:
+    """Of latents behind an activation, the values whose code is the posterior mean of their code."""
+    values = {}
+    for name, (family, _) in model.latents.items() if hasattr(model, "observation") else ():
+        activation = getattr(family, "activation", "identity")
+        if activation != "identity":
+            code = posterior.average(family.code(posterior.samples[name]))
+            values[name] = code.log() if activation == "exp" else code
+    return values
 
 
 def _kl(model: Callable, posterior: Posterior) -> tuple[Tensor, Tensor | None]:
-    """KL of every image ``(N,)`` and of every latent ``(K,)``; by Monte Carlo over the draws where there is no closed form."""
-    per_image, units = [], []
+    """KL of every image ``(N,)`` and of every unit of the one latent ``(K,)``; over the draws where there is no closed form."""
+    found = []
 
     def walk(name: str, family: object, prior: Tensor, above: Tensor | None = None) -> Tensor:
-        q = posterior.params[name]
+        q, z = posterior.params[name], posterior.samples[name]
         unit_kl = family.unit_kl(q, prior)
         if unit_kl is None:
-            z = posterior.samples[name]
-            log_ratio = family.distribution(q).log_prob(z) - family.distribution(prior).log_prob(z)
-            per_image.append(log_ratio.mean((0, 1)))
+            found.append(((family.distribution(q).log_prob(z) - family.distribution(prior).log_prob(z)).mean((0, 1)), None))
         else:
-            per_image.append(unit_kl.sum(-1))
-            units.append(unit_kl.mean(0))
-        return posterior.samples[name][0, 0]
+            found.append((unit_kl.sum(-1), unit_kl.mean(0)))
+        return z[0, 0]
 
     model.descend(walk)
-    return sum(per_image), torch.cat(units) if len(units) == len(per_image) else None
+    return found[0]
 
 
 def _of_draws(model: Callable, x: Tensor, posterior: Posterior) -> tuple[Tensor, Tensor]:
     """Of each draw, log q(z) − log p(z) and log p(x, z) − log q(z), each ``(draws, N)``, all chains in one row."""
-    chains, draws = posterior.log_q.shape[:2]
-    ratios, weights = [], []
-    for chain in range(chains):
-        for draw in range(draws):
-            z = {name: value[chain, draw] for name, value in posterior.samples.items()}
-            prior, likelihood = log_terms(model, z, x)
-            ratios.append(posterior.log_q[chain, draw] - prior)
-            weights.append(likelihood - ratios[-1])
-    return torch.stack(ratios), torch.stack(weights)
+    priors, likelihoods = zip(*(log_terms(model, z, x) for z in _draws(model, posterior)), strict=True)
+    prior, likelihood = (torch.cat([part.reshape(-1, len(x)) for part in parts]) for parts in (priors, likelihoods))
+    ratio = posterior.log_q.flatten(0, 1) - prior
+    return ratio, likelihood - ratio
 
 
 def _code(model: Callable, posterior: Posterior) -> Tensor:
-    """What the decoder sees, of one draw per image: ``(N, K)``."""
-    first = {name: value[0, 0] for name, value in posterior.samples.items()}
-    if hasattr(model, "family"):
-        return model.family.code(first["z"]).flatten(1)
-    return torch.cat([value.reshape(len(value), -1) for value in first.values()], dim=1)
+    """What the decoder sees, of one draw per image, all sites side by side: ``(N, K)``."""
+    parts = []
+    for name, value in posterior.samples.items():
+        z = value[0, 0]
+        parts.append((model.latents[name][0].code(z) if hasattr(model, "observation") else z).reshape(len(z), -1))
+    return torch.cat(parts, dim=1)
