@@ -117,7 +117,7 @@ def infer_cell(description: dict[str, Any], out: Path, trained: Path, report: Re
         posterior = infer(model, x, method, guide=guide, draws=description["draws"], seed=description["seed"], **options, **shown)
     report(0.6)
     posterior.cost["bytes_per_image"] = bytes_per_image(model, x, description["method"], guide=guide, **options)
-    scores = score(model, x, posterior, k=description["k"], seed=description["seed"])
+    scores = score(model, x, posterior, k=description["k"], seed=description["seed"], guide=guide if method == "amortized" else None)
     scores.values.update(_convergence(posterior))
     readout = _readout(model, guide, description)
     if readout:

@@ -251,6 +251,18 @@ def test_bad_options(options, message):
         zoo.build("hierarchy", (1, 8, 8), **TINY | options)
 
 
+def test_what_is_said_counts_even_where_it_is_usual_elsewhere():
+    assert zoo.build("hierarchy", (2, 8, 8), likelihood="normal", **TINY).likelihood == "normal"
+    assert zoo.build("hierarchy", (2, 8, 8), **TINY).likelihood == "endpoint"
+    with pytest.raises(ValueError, match="no option latents, decoder"):
+        zoo.build("cnvae_s", (2, 17, 17), latents=512, decoder="lin")
+
+
+def test_a_saved_model_tells_all_its_settings():
+    kept = zoo.build("cnvae_s", (2, 17, 17)).built_with
+    assert kept["channels"] == 8 and kept["groups"] == (2, 2, 2) and kept["residual"] == 1.0 and kept["family"] == "gaussian"
+
+
 def test_wrong_images():
     with pytest.raises(ValueError, match="at least 4 × 4"):
         zoo.build("hierarchy", (1, 3, 3))
@@ -331,14 +343,14 @@ def test_bounds_of_guides_lie_below_the_evidence_in_their_order(known):
              "iterative": inference.infer(model, x, "iterative", guide=steps, draws=1000, steps=8)}
     for posterior in found.values():
         scores = inference.score(model, x, posterior, k=1000).per_image
-        assert (scores["elbo"] < known.log_px + 0.1).all() and (scores["elbo"] > known.log_px - 3.0).all()
+        assert (scores["elbo"] < known.log_px + 0.1).all() and scores["elbo"].mean() > known.log_px.mean() - 3.0
         assert (scores["elbo"] < scores["log_px_bound"]).all()
         assert ((scores["log_px_bound"] - known.log_px).abs() < 0.3).all()
 
 
 def test_most_probable_latents(known):
     """Gradient ascent ends where log p(x, z) has no slope, above the posterior's mean."""
-    posterior = inference.infer(known.model, known.x, "map", steps=600)
+    posterior = inference.infer(known.model, known.x, "map", steps=400)
     z = {name: value[0, 0].requires_grad_(True) for name, value in posterior.samples.items()}
     value = inference.log_joint(known.model, z, known.x)
     assert all(slope.abs().max() < 0.05 for slope in torch.autograd.grad(value.sum(), list(z.values())))

@@ -16,24 +16,31 @@ from zoo.models.one_layer import OneLayer
 
 __all__ = ["build"]
 
+PLAIN = (bool, int, float, str, tuple)  # defaults of which JSON can tell
 
-def build(name: str, data: Any = None, *, latents: int = 512, decoder: str = "lin", learn_prior: bool | None = None,
-          scale: float | None = None, learn_scale: bool | str = False, likelihood: str = "normal", decoder_bias: bool = False,
-          init_scale: float = 0.05, seed: int = 0, **options: Any) -> nn.Module:
-    """Builds a generative model.
+
+USUAL: dict[str, Any] = {"latents": 512, "decoder": "lin", "learn_scale": False, "likelihood": "normal", "decoder_bias": False,
+                         "init_scale": 0.05}  # of one-layer models
+
+
+def build(name: str, data: Any = None, *, latents: int | None = None, decoder: str | None = None, learn_prior: bool | None = None,
+          scale: float | None = None, learn_scale: bool | str | None = None, likelihood: str | None = None,
+          decoder_bias: bool | None = None, init_scale: float | None = None, seed: int = 0, **options: Any) -> nn.Module:
+    """Builds a generative model. Where nothing else is said, options that are None are the named model's own.
 
     Arguments:
         name: A latent family (``zoo list``), for its one-layer model, or a model's name.
         data: What the model is for: anything with an ``event_shape`` (a data set), or the event shape itself.
-        latents: Number of latents ``K``.
-        decoder: ``"lin"``, ``"mlp"``, ``"conv"``, …
+        latents: Number of latents ``K``; 512 of a family's one-layer model.
+        decoder: ``"lin"`` (of a family), ``"mlp"``, ``"conv"``, …
         learn_prior: Whether the prior's parameters are learned; the family's own habit if None.
         scale: Standard deviation σ of a pixel; if None what ``data.noise`` says, or else √½ (see
             :class:`~zoo.models.one_layer.OneLayer`).
-        learn_scale: False, ``"image"`` or ``"pixel"``.
-        likelihood: ``"normal"``, or ``"bernoulli"`` for images of zeros and ones (:mod:`zoo.data.binary`).
-        decoder_bias: Whether the decoder's first linear map has a bias.
-        init_scale: Standard deviation of the decoder's linear weights at the start.
+        learn_scale: False (of a family), ``"image"`` or ``"pixel"``.
+        likelihood: ``"normal"`` (of a family), ``"bernoulli"`` for images of zeros and ones (:mod:`zoo.data.binary`), or ``"endpoint"`` for
+            optic flow.
+        decoder_bias: Whether the decoder's first linear map has a bias; no.
+        init_scale: Standard deviation of the decoder's linear weights at the start; .05.
         seed: Seed of the initial parameters.
         options: Passed to the family (``activation="relu"``, ``relaxation="sigmoid"``, …), or to the named model.
 
@@ -45,10 +52,9 @@ def build(name: str, data: Any = None, *, latents: int = 512, decoder: str = "li
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if name in families.registry:
-            return _one_layer(name, data, settings, options)
+            return _one_layer(name, data, settings | {key: usual for key, usual in USUAL.items() if settings[key] is None}, options)
         if name in models.registry:
-            defaults = inspect.signature(build).parameters
-            given = {key: value for key, value in settings.items() if value != defaults[key].default}
+            given = {key: value for key, value in settings.items() if value is not None and (key, value) != ("seed", 0)}
             return _named(name, data, given | options)
     raise ValueError(f"unknown model {name!r}; known are: {', '.join([*families.registry, *models.registry])}")
 
@@ -80,6 +86,9 @@ def _named(name: str, data: Any, options: dict[str, Any]) -> nn.Module:
     _check_options(f"the model {name!r}", factory, options)
     event_shape = None if data is None else tuple(getattr(data, "event_shape", data))
     shaped = {"event_shape": event_shape} if event_shape and "event_shape" in inspect.signature(factory).parameters else {}
+    # All settings are kept, those that nobody chose, too: a saved model must not change with what is usual.
+    defaults = {key: parameter.default for key, parameter in inspect.signature(factory).parameters.items()}
+    options = {key: value for key, value in defaults.items() if isinstance(value, PLAIN)} | options
     model = factory(**options, **shaped)
     if event_shape and tuple(model.event_shape) != event_shape:
         raise ValueError(f"the model {name!r} is of images {tuple(model.event_shape)}, not {event_shape}")
