@@ -5,7 +5,7 @@ from typing import Any
 
 from zoo.registry import Registry
 
-__all__ = ["build", "misfit", "registry"]
+__all__ = ["build", "default", "misfit", "registry"]
 
 registry = Registry("guides", {
     "amortized": ("guides.amortized:Amortized", "one encoder for all images"),
@@ -43,6 +43,11 @@ def build(name: str, model: Any, data: Any = None, **options: Any) -> Any:
     guide = registry[name](program, data=data, **options)
     guide.built_with = {"name": name, **options}
     return guide
+
+
+def default(model: Any) -> str:
+    """The guide to train a model with unless another is named: ``"hierarchical"`` where that fits, else ``"amortized"``."""
+    return "hierarchical" if misfit("hierarchical", model) is None else "amortized"
 
 
 def misfit(name: str, model: Any, data: Any = None) -> str | None:

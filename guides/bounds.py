@@ -24,6 +24,7 @@ from torch.distributions import Distribution, kl_divergence
 from guides.objectives.base import Bound, run
 from guides.objectives.importance import dreg, iwae
 from guides.objectives.online import online, online_exact
+from guides.objectives.relative import relative
 from guides.objectives.wake_sleep import rws, rws_sleep, sleep
 from zoo.density import count
 from zoo.frozen import frozen
@@ -104,7 +105,7 @@ def exact_kl(model: Callable, params: dict[str, Tensor]) -> Tensor:
 
 OBJECTIVES: dict[str, Callable[..., Bound]] = {
     "elbo": elbo, "exact": exact_elbo, "iwae": iwae, "dreg": dreg, "rws": rws, "rws_sleep": rws_sleep, "sleep": sleep,
-    "online": online, "online_exact": online_exact}
+    "online": online, "online_exact": online_exact, "relative": relative}
 # Those without a KL term, for which beta must be 1; their weights need exact draws.
 WITHOUT_KL = frozenset({"iwae", "dreg", "rws", "rws_sleep", "sleep"})
 

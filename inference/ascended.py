@@ -1,9 +1,10 @@
-"""What a training run ascends: an objective of a guide by its name, or that of Monte Carlo EM."""
+"""What a training run ascends: an objective of a guide by its name, or that of Monte Carlo EM; and what holds its weights in check."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 
 import torch
@@ -13,8 +14,9 @@ from guides.bounds import OBJECTIVES, WITHOUT_KL, Bound, over_steps
 from inference.batches import Batches
 from inference.expectation_maximization import MonteCarloEM
 from zoo.data.base import images_of
+from zoo.networks.blocks import Conv, Expander
 
-__all__ = ["METHODS", "Ascended", "ascended", "means", "of_name"]
+__all__ = ["METHODS", "Ascended", "ascended", "lognorms", "means", "of_name"]
 
 METHODS = ("variational", "mcmc")
 
@@ -39,12 +41,13 @@ class Ascended:
 
 
 def ascended(method: str, objective: str, model: nn.Module, guide: nn.Module | None, data: object, batches: Batches, *,
-             particles: int | None, freeze_model: bool, **em: object) -> Ascended:
+             particles: int | None, freeze_model: bool, run: dict[str, object], **em: object) -> Ascended:
     """Looks up what the method and the objective stand for, and checks that they fit each other.
 
     Arguments:
         method, objective, model, guide, data, particles, freeze_model: As of :func:`inference.fit`.
         batches: Minibatches of the data.
+        run: What an objective may want to know of the whole run: it is given those of these that it has a parameter for.
         em: Of :class:`~inference.expectation_maximization.MonteCarloEM`.
 
     Raises:
@@ -65,6 +68,8 @@ def ascended(method: str, objective: str, model: nn.Module, guide: nn.Module | N
     if objective == "sleep" and not freeze_model:
         raise ValueError("the objective 'sleep' teaches the guide alone: fit with freeze_model=True, or use 'rws_sleep' or 'rws'")
     particles = _own_particles(bound_of) if particles is None else particles
+    wanted = {name: value for name, value in run.items() if name in signature(bound_of).parameters}
+    bound_of = partial(bound_of, **wanted) if wanted else bound_of
     return Ascended(over_steps(bound_of) if hasattr(guide, "path") else bound_of, guide, batches, particles, objective in WITHOUT_KL)
 
 
@@ -88,6 +93,19 @@ def means(bound: Bound) -> dict[str, Tensor]:
         kl = bound.kl.detach().mean()
         every = {"elbo": bound.log_likelihood.detach().mean() - kl, "kl": kl}
     return every | (bound.told or {})
+
+
+def lognorms(*modules: nn.Module) -> list[Tensor]:
+    """Log-lengths of the filters of all weight-normalized convolutions that learn, each ``(channels,)``.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = [part.lognorm for module in modules for part in module.modules() if isinstance(part, Conv | Expander)]
+    found = [lognorm for lognorm in found if lognorm.requires_grad]
+    if not found:
+        raise ValueError("norm_penalty is of weight-normalized convolutions, and none that learns is here; use 0")
+    return found
 
 
 def _own_particles(bound_of: Callable) -> int:

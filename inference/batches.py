@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.data.base import images_of
 
-__all__ = ["Batches", "batches_of"]
+__all__ = ["Batches", "batches_of", "length", "place"]
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,27 @@ def _shuffled(x: Tensor, batch_size: int, seed: int) -> Batches:
         return x[held[epoch][batch * batch_size:(batch + 1) * batch_size]]
 
     return Batches(at, per_epoch, len(x), x.device)
+
+
+def length(steps: int | None, epochs: float | None, steps_per_epoch: int | None) -> int:
+    """Length of training in steps, from steps or epochs.
+
+    Raises:
+        ValueError: unless exactly one is given, for epochs of a stream, or for no step at all.
+    """
+    if epochs is not None and steps_per_epoch is None:
+        raise ValueError("a stream has no epochs: give the length of training as steps")
+    if (steps is None) == (epochs is None):
+        raise ValueError("give the length of training as steps or as epochs, one of the two")
+    steps = round(epochs * steps_per_epoch) if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"training must last at least one step, not {steps}")
+    return steps
+
+
+def place(model: nn.Module, device: object) -> torch.device | None:
+    """Moves the model if a device was named; says where it is, or None if it has no parameters that would tell."""
+    if device is not None:
+        model.to(device)
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else None if device is None else torch.device(device)

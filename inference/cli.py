@@ -41,44 +41,56 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
     data: Annotated[str, typer.Option(help="Data set.")] = "patches",
     budget: Annotated[str, typer.Option(help="smoke, default or paper.")] = "default",
-    objective: Annotated[str | None, typer.Option(help="exact, elbo, iwae, dreg, rws, …; exact where possible.")] = None,
+    objective: Annotated[str | None, typer.Option(help="exact, elbo, iwae, dreg, rws, relative, …; exact where possible.")] = None,
     latents: Annotated[int | None, typer.Option(help="Number of latents; 512 (rofl: 128), or 64 on the smoke budget.")] = None,
-    decoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
-    encoder: Annotated[str, typer.Option(help="lin, mlp or conv.")] = "lin",
-    guide: Annotated[str, typer.Option(help="The guide to train with: amortized, iterative, natural, semi, …")] = "amortized",
+    family: Annotated[str | None, typer.Option(help="Of a hierarchy: one latent family, or one for each scale or group, top-down: "
+                                                    "gaussian,poisson,poisson.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="lin (if not given), mlp or conv; of one-layer models.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="lin (if not given), mlp or conv; of guides that have one.")] = None,
+    guide: Annotated[str | None, typer.Option(help="The guide to train with: hierarchical for hierarchies, else amortized; iterative, "
+                                                   "natural, semi, …")] = None,
     epochs: Annotated[float | None, typer.Option(help="Length of training, instead of the budget's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="The same in steps.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step, instead of the budget's; of all processes together.")] = None,
+    precision: Annotated[str, typer.Option(help="float32, tf32 or bf16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of initial weights, batches and samples.")] = 0,
     device: Device = None,
     plugin: Plugin = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train one model with a guide and save both. An interrupted run goes on where it was."""
+    """Train one model with a guide and save both. An interrupted run goes on where it was.
+
+    On several devices: torchrun --nproc-per-node 2 -m inference.cli fit …
+    """
     _import_plugins(plugin)
     import guides as guide_package
     import inference
     import zoo
     from inference.checkpoint import check_free
-    from inference.choices import choose_device, choose_latents, choose_objective
+    from inference.choices import choose_device, choose_images, choose_objective, choose_options
+    from inference.distributed import launched, local_device
     from inference.recipes import recipe
 
-    with _plain_errors():
-        settings = recipe(budget, data)
-        if epochs is not None:
-            settings.pop("steps", None)
-            settings["epochs"] = epochs
+    with _plain_errors(), launched(place := local_device(choose_device(device))) as team:
         check_free(out)
-        objective = objective or choose_objective(model, decoder)
-        latents = choose_latents(latents, budget, data)
-        images = zoo.data.load(data)
-        program = zoo.build(model, images, latents=latents, decoder=decoder, seed=seed)
-        asked = {"encoder": encoder, "seed": seed}
-        asked = {name: value for name, value in asked.items() if name in signature(guide_package.registry[guide]).parameters}
-        trained = guide_package.build(guide, program, **asked)
-        history = inference.fit(program, trained, images, objective=objective, seed=seed, device=choose_device(device),
-                                checkpoint=out / "training", progress=not quiet, **settings)
-        inference.save(out, program.cpu(), trained.cpu(), description={"data": data, "data_options": {}, "objective": objective},
-                       history=history.rows)
-    typer.echo(f"saved in {out}: training ELBO {history.rows[-1]['elbo']:.2f} nats per image after {history.rows[-1]['step']} steps")
+        recipe(budget, data)  # a wrong word is told before data is made
+        options = choose_options(model, {"latents": latents, "decoder": decoder, "family": family}, budget, data)
+        images = choose_images(data, model, seed)
+        program = zoo.build(model, images, seed=seed, **options)
+        settings = recipe(budget, data, program)
+        objective = objective or settings.get("objective") or choose_objective(model, decoder or "lin")
+        if epochs is not None or steps is not None:
+            settings |= {"epochs": epochs, "steps": steps}
+        settings |= {"objective": objective, "precision": precision} | ({} if batch is None else {"batch_size": batch})
+        guide = guide or guide_package.default(program)
+        trained = guide_package.build(guide, program, **_guide_options(guide_package.registry[guide], guide, encoder, seed))
+        history = inference.fit(program, trained, images, seed=seed, device=place, checkpoint=out / "training", progress=not quiet,
+                                **settings)
+        if team.leads:
+            inference.save(out, program.cpu(), trained.cpu(), description={"data": data, "data_options": {}, "objective": objective},
+                           history=history.rows)
+            typer.echo(f"saved in {out}: training ELBO {history.rows[-1]['elbo']:.2f} nats per image after "
+                       f"{history.rows[-1]['step']} steps")
 
 
 @app.command()
@@ -153,6 +165,15 @@ def rofl(
 def main() -> None:
     """Runs the command line."""
     app()
+
+
+def _guide_options(builder: type, name: str, encoder: str | None, seed: int) -> dict[str, object]:
+    """The guide's seed, and its encoder, a linear one if none was asked for, where it has such options."""
+    accepted = signature(builder).parameters
+    if encoder is not None and "encoder" not in accepted:
+        others = sorted(set(accepted) - {"model", "data"})
+        raise ValueError(f"the guide {name!r} has no option encoder; it accepts: {', '.join(others) or 'none'}")
+    return {option: value for option, value in {"encoder": encoder or "lin", "seed": seed}.items() if option in accepted}
 
 
 def _names(text: str) -> list[str]:

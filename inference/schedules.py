@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["cosine", "ramp"]
+from torch import nn
+
+from zoo.latents.base import Family
+
+__all__ = ["cosine", "ramp", "temperatures"]
 
 
 def cosine(t: float, peak: float, final: float, warmup: float, restarts: int = 0) -> float:
@@ -18,6 +22,15 @@ def cosine(t: float, peak: float, final: float, warmup: float, restarts: int = 0
     return final + 0.5 * (peak - final) * (1.0 + math.cos(phase))
 
 
-def ramp(t: float, start: float, end: float, portion: float) -> float:
-    """Linear from ``start`` to ``end`` over the fraction ``portion``, then constant."""
-    return end if t >= portion else start + (end - start) * t / portion
+def ramp(t: float, start: float, end: float, portion: float, hold: float = 0.0) -> float:
+    """``start`` over the fraction ``hold``, then linear to ``end`` over the fraction ``portion``, then constant."""
+    if t < hold:
+        return start
+    return end if t - hold >= portion else start + (end - start) * (t - hold) / portion
+
+
+def temperatures(model: nn.Module) -> tuple[float, float]:
+    """Temperatures at the start and the end of training: the slowest-cooling schedule among the model's latents that are relaxed."""
+    families = [family for family, _ in model.latents.values()]
+    schedules = [family.anneal for family in families if type(family).relaxed is not Family.relaxed]
+    return max(schedules, key=lambda pair: pair[1], default=(1.0, 1.0))

@@ -2,7 +2,8 @@ r"""Training: minibatch gradient ascent on an evidence lower bound or another ob
 
 Step ``i`` of ``n`` ascends :math:`\frac1B \sum_b L_\beta(x_b)` with schedules from :mod:`inference.schedules`.
 Images stay on the device, shuffled there (:mod:`inference.batches`), or are made there by a stream. Monte Carlo EM
-(:mod:`inference.expectation_maximization`) has Markov chains of all images in the place of the guide.
+(:mod:`inference.expectation_maximization`) has Markov chains of all images in the place of the guide. In a process group of PyTorch's,
+all processes train together (:mod:`inference.distributed`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from inference import checkpoint as saved
-from inference.ascended import ascended, means, of_name
-from inference.batches import batches_of
-from inference.schedules import cosine, ramp
+from inference.ascended import ascended, lognorms, means, of_name
+from inference.batches import batches_of, length, place
+from inference.distributed import team
+from inference.precision import precise
+from inference.schedules import cosine, ramp, temperatures
 from zoo.frozen import frozen
-from zoo.latents.base import Family
 from zoo.program import adopt
 
 __all__ = ["History", "fit"]
@@ -61,9 +63,12 @@ def fit(
     weight_decay: float = 0.0,
     warmup: float = 0.01,
     restarts: int = 0,
+    norm_penalty: float = 0.0,
     clip: float | None = 500.0,
+    warmup_clip: float | None = None,
     beta: float = 1.0,
     beta_start: float = 1e-4,
+    beta_hold: float = 0.0,
     beta_warmup: float = 0.5,
     temperature: tuple[float, float] | None = None,
     anneal: float = 0.5,
@@ -73,13 +78,14 @@ def fit(
     freeze_model: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
+    precision: str = "float32",
     compile: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 60.0,
     log_every: int = 50,
     progress: bool | Callable[[int, int, dict], None] = True,
 ) -> History:
-    """Trains model and guide together, or the guide alone.
+    """Trains model and guide together, or the guide alone; in a process group every process is given the same but for ``device``.
 
     Arguments:
         model: The generative model, of the zoo or any Pyro program; left in evaluation mode.
@@ -92,14 +98,19 @@ def fit(
             doubly reparameterized gradients, ``"dreg"`` (real-valued latents); reweighted wake–sleep, ``"rws"``, half of the guide's
             wake phase replaced by sleep, ``"rws_sleep"``, or the guide's ``"sleep"`` phase alone, for which the model must be frozen.
             Those from ``"iwae"`` on have no KL term, so that β must be 1, and use exact draws, whatever the temperature. Of guides that
-            infer in steps ``"online"`` and ``"online_exact"``, in which each step's prior is the posterior before it.
+            infer in steps ``"online"`` and ``"online_exact"``, in which each step's prior is the posterior before it. Of optic flow
+            ``"relative"``, the published loss of hierarchies, whose weights of frames and groups make it no ELBO
+            (:mod:`guides.objectives.relative`).
         steps, epochs: Length of training; give one of them (steps, for a stream).
-        batch_size: Images per step; the last, smaller batch of an epoch is dropped.
+        batch_size: Images per step, of all processes together; the last, smaller batch of an epoch is dropped.
         optimizer: ``"adamax"`` or ``"adam"``.
         lr, final_lr, warmup, restarts: Learning rate: linear warm-up over the fraction ``warmup`` of the steps, then cosine.
         weight_decay: L2 term added to the gradient.
-        clip: Largest norm of the gradient, or None.
-        beta, beta_start, beta_warmup: Weight of the KL: linear from ``beta_start`` over the fraction ``beta_warmup``.
+        norm_penalty: Weight of the mean square of all filters' log-lengths (weight-normalized convolutions), which is subtracted from the
+            objective.
+        clip, warmup_clip: Largest norm of the gradient, or None; another one while the learning rate warms up, if given.
+        beta, beta_start, beta_hold, beta_warmup: Weight of the KL: ``beta_start`` over the fraction ``beta_hold``, then linear to ``beta``
+            over the fraction ``beta_warmup``.
         temperature, anneal: Temperature of relaxed samples at start and end, linear over the fraction ``anneal``; by default
             the family's own.
         particles: Draws per image and step, by default the objective's own number (1 for the ELBO, 8 for importance-weighted ones); of
@@ -110,10 +121,11 @@ def fit(
         freeze_model: Whether only the guide learns.
         seed: Seed of batches and samples; the same seed on the same device gives the same result.
         device: Where to train; where the model is if None. Model and guide are moved there and stay.
+        precision: ``"float32"``, ``"tf32"`` or ``"bf16"``: what networks compute in (:func:`inference.precision.precise`).
         compile: Whether to compile bound and optimizer (``torch.compile``; needs a C++ compiler on a CPU): about half a minute at
-            the start, then about twice as fast. Only for the objective "exact", which runs no Pyro program.
+            the start, then about twice as fast. Only for the objective "exact", which has no draws and no temperature.
         checkpoint: Folder for the state of training (with the method ``"mcmc"`` that of all chains, too); if it holds one, training goes on
-            from there exactly.
+            from there exactly. Of several processes the first writes it, and all read it.
         checkpoint_every: Seconds between writes of it.
         log_every: Steps between rows of the history.
         progress: Whether to show progress, or what to call with (step, steps, row) at each row.
@@ -123,22 +135,27 @@ def fit(
         FloatingPointError: if the bound stops being finite; says at which step.
     """
     model = adopt(model, data)
-    batches = batches_of(data, batch_size, seed=seed, event_shape=getattr(model, "event_shape", None), device=_place(model, device))
-    steps = _length(steps, epochs, batches.per_epoch)
+    together = team()
+    if method == "mcmc" and (together.size > 1 or precision != "float32"):
+        raise ValueError("the method 'mcmc' keeps chains of all images in one process, in float32")
+    batches = batches_of(data, batch_size, seed=seed, event_shape=getattr(model, "event_shape", None), device=place(model, device))
+    batches = together.share(batches, batch_size)
+    steps = length(steps, epochs, batches.per_epoch)
     chosen = ascended(method, objective, model, guide, data, batches, particles=particles, freeze_model=freeze_model,
-                      batch_size=batch_size, transitions=transitions, sampler=sampler, seed=seed)
+                      run={"final_beta": beta, "total": together.total}, batch_size=batch_size, transitions=transitions, sampler=sampler,
+                      seed=seed)
     bound_of, guide, batches, particles = chosen.bound_of, chosen.guide, chosen.batches, chosen.particles
-    beta_start = beta if chosen.exact else min(beta_start, beta)
-    start, end = temperature or _anneal(model)
+    beta_start, (start, end) = beta if chosen.exact else min(beta_start, beta), temperature or temperatures(model)
     guide.to(batches.device)
     parameters = [p for p in guide.parameters() if p.requires_grad]
     parameters += [] if freeze_model else [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("there is nothing to train: neither guide nor model has free parameters")
+    norms = lognorms(guide, *([] if freeze_model else [model])) if norm_penalty else []
     ascent = of_name("optimizer", optimizer, OPTIMIZERS)(parameters, lr=lr, weight_decay=weight_decay)
     if compile:
         if objective != "exact":
-            raise ValueError("compile=True needs the objective 'exact': Pyro's handlers cannot be compiled")
+            raise ValueError("compile=True needs the objective 'exact': draws whose temperature falls would be compiled anew at every step")
         ascent.param_groups[0]["lr"] = torch.tensor(lr)  # a tensor, as a number that changes would compile every step anew
         bound_of, advance = torch.compile(bound_of), torch.compile(ascent.step)
     else:
@@ -148,15 +165,21 @@ def fit(
         "final_lr": final_lr, "weight_decay": weight_decay, "warmup": warmup, "restarts": restarts, "clip": clip, "beta": beta,
         "beta_start": beta_start, "beta_warmup": beta_warmup, "temperature": [start, end], "anneal": anneal,
         "particles": particles, "freeze_model": freeze_model, "seed": seed}
+    rare = {"norm_penalty": (norm_penalty, 0.0), "warmup_clip": (warmup_clip, None), "beta_hold": (beta_hold, 0.0),
+            "precision": (precision, "float32"), "processes": (together.size, 1)}
+    settings |= {name: value for name, (value, usual) in rare.items() if value != usual}
     if method == "mcmc":
         settings |= {"method": method, "transitions": transitions, "sampler": sampler}
     history, first = History(), 0
     if log_every < 1:
         raise ValueError(f"log_every must be at least 1, not {log_every}")
 
-    with _training(model, guide, freeze_model, seed), _reporter(progress, steps) as report:
+    with precise(precision, model, guide), _training(model, guide, freeze_model, seed), \
+            _reporter(together.leads and progress, steps) as report:
+        together.agree(model, guide)
         if checkpoint is not None and saved.exists(checkpoint):
             first, history.rows = saved.resume(checkpoint, model, guide, ascent, settings)
+        together.check_same(first, f"not every process finds the same state of training in {checkpoint}")
         before = history.rows[-1]["seconds"] if history.rows else 0.0
         began = written = time.perf_counter()
         totals: dict[str, Tensor] = {}
@@ -164,23 +187,31 @@ def fit(
         for step in range(first, steps):
             t = step / steps
             rate = cosine(t, lr, final_lr, warmup, restarts)
-            weight = ramp(t, beta_start, beta, beta_warmup)
+            weight = ramp(t, beta_start, beta, beta_warmup, beta_hold)
             if compile:
                 ascent.param_groups[0]["lr"].fill_(rate)
                 weight = torch.tensor(weight)
             else:
                 ascent.param_groups[0]["lr"] = rate
             guide.temperature = 0.0 if chosen.exact else ramp(t, start, end, anneal)
+            together.reseed(seed, step)
             bound = bound_of(model, guide, batches.at(step), beta=weight, particles=particles)
             ascent.zero_grad(set_to_none=True)
-            (-bound.surrogate.mean()).backward()
-            if clip is not None:
-                nn.utils.clip_grad_norm_(parameters, clip)
+            loss = -bound.surrogate.mean()
+            if norms:
+                loss = loss + norm_penalty * torch.cat(norms).square().mean()
+            loss.backward()
+            together.average(p.grad for p in parameters if p.grad is not None)
+            limit = clip if warmup_clip is None or t >= warmup else warmup_clip
+            if limit is not None:
+                nn.utils.clip_grad_norm_(parameters, limit)
             advance()
             for name, value in means(bound).items():
                 totals[name] = totals[name] + value if name in totals else value
             if (step + 1) % log_every == 0 or step + 1 == steps:
-                row = dict(zip(totals, (torch.stack([*totals.values()]) / (step + 1 - since)).tolist(), strict=True))
+                row_means = torch.stack([*totals.values()]) / (step + 1 - since)
+                together.average([row_means])
+                row = dict(zip(totals, row_means.tolist(), strict=True))
                 totals.clear()
                 since = step + 1
                 seconds = before + time.perf_counter() - began
@@ -190,36 +221,10 @@ def fit(
                 if not value - value == 0:  # inf and nan alike
                     raise FloatingPointError(f"the bound is {value} around step {step + 1}; try a smaller lr or a smaller clip")
                 report(step + 1, steps, history.rows[-1])
-                if checkpoint is not None and (time.perf_counter() - written > checkpoint_every or step + 1 == steps):
+                if checkpoint is not None and together.leads and (time.perf_counter() - written > checkpoint_every or step + 1 == steps):
                     saved.write(checkpoint, model, guide, ascent, step + 1, settings, history.rows)
                     written = time.perf_counter()
     return history
-
-
-def _place(model: nn.Module, device: object) -> torch.device | None:
-    """Moves the model if a device was named; says where it is, or None if it has no parameters that would tell."""
-    if device is not None:
-        model.to(device)
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else None if device is None else torch.device(device)
-
-
-def _length(steps: int | None, epochs: float | None, steps_per_epoch: int | None) -> int:
-    if epochs is not None and steps_per_epoch is None:
-        raise ValueError("a stream has no epochs: give the length of training as steps")
-    if (steps is None) == (epochs is None):
-        raise ValueError("give the length of training as steps or as epochs, one of the two")
-    steps = round(epochs * steps_per_epoch) if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"training must last at least one step, not {steps}")
-    return steps
-
-
-def _anneal(model: nn.Module) -> tuple[float, float]:
-    """The slowest-cooling schedule among the model's latents that are relaxed."""
-    families = [family for family, _ in model.latents.values()]
-    schedules = [family.anneal for family in families if type(family).relaxed is not Family.relaxed]
-    return max(schedules, key=lambda pair: pair[1], default=(1.0, 1.0))
 
 
 @contextmanager
