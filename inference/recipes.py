@@ -12,7 +12,7 @@ from torch import nn
 
 __all__ = ["BUDGETS", "HIERARCHIES", "recipe"]
 
-PATCHES = {"epochs": 3000, "batch_size": 1000, "lr": 1e-2, "warmup": 5 / 3000, "clip": 500.0}
+PATCHES = {"epochs": 3000, "batch_size": 1000, "lr": 5e-3, "warmup": 5 / 3000, "clip": 500.0}
 MNIST = {"epochs": 1200, "batch_size": 200, "lr": 2e-3, "warmup": 5 / 1200, "restarts": 2, "weight_decay": 3e-4, "clip": 1000.0}
 
 BUDGETS: dict[str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ import guides
 import zoo
 from guides.bounds import OBJECTIVES, elbo
 from inference import checkpoint
+from inference.recipes import recipe
 from inference.schedules import cosine, ramp
 from inference.training import fit
 
@@ -314,3 +315,11 @@ def test_progress_is_called_at_every_row():
     history = fit(*pair(), X, steps=5, **QUIET | {"log_every": 2, "progress": lambda step, steps, row: seen.append((step, steps,
                                                                                                                     row))})
     assert seen == [(row["step"], 5, row) for row in history.rows]
+
+
+def test_the_published_settings():
+    """Vafaii, Galor & Yates 2024, for patches and MNIST."""
+    assert {name: recipe("paper", "patches")[name] for name in ("epochs", "batch_size", "lr", "clip")} == {
+        "epochs": 3000, "batch_size": 1000, "lr": 0.005, "clip": 500.0}
+    assert {name: recipe("paper", "mnist")[name] for name in ("epochs", "batch_size", "lr", "clip", "restarts", "weight_decay")} == {
+        "epochs": 1200, "batch_size": 200, "lr": 0.002, "clip": 1000.0, "restarts": 2, "weight_decay": 3e-4}
