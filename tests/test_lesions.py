@@ -26,6 +26,10 @@ GENERIC = torch.Generator().manual_seed(11)
 X = 0.3 * torch.randn(5, 2, 9, 9, generator=GENERIC)
 
 
+def called(family):
+    return family if isinstance(family, str) else f"gaussian, {family.activation}"
+
+
 def pair(family="gaussian", **options):
     """A hierarchy and its guide far from where they start, so that all that is passed down and up counts."""
     model = zoo.build("hierarchy", (2, 9, 9), family=family, seed=1, **TINY | options)
@@ -151,7 +155,7 @@ def test_the_first_group_has_nothing_above_it_to_lose():
     assert torch.equal(whole.samples["z3"], lesioned.samples["z3"]) and torch.equal(whole.samples["z1"], lesioned.samples["z1"])
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, Gaussian("relu"), Gaussian("exp")], ids=str)
+@pytest.mark.parametrize("family", [*FAMILIES, Gaussian("relu"), Gaussian("exp")], ids=called)
 def test_a_silent_group_sends_down_a_code_of_zero(family):
     model, guide = pair(family)
     posterior = inference.infer(model, X, guide=guide, draws=2, lesions={"z2": "group"})
@@ -217,7 +221,7 @@ def test_lesions_that_make_no_sense_are_refused():
 # Means
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "poisson,gaussian", Gaussian("relu")], ids=str)
+@pytest.mark.parametrize("family", [*FAMILIES, "poisson,gaussian", Gaussian("relu")], ids=called)
 def test_means_are_those_of_a_walk_by_hand(family, unchanged_generator):
     model, guide = pair(family)
     with unchanged_generator():
@@ -290,7 +294,7 @@ def test_other_ways_of_propagating_are_refused():
 # Mean codes
 
 
-@pytest.mark.parametrize("family", ["gaussian", "poisson,categorical", Gaussian("relu")], ids=str)
+@pytest.mark.parametrize("family", ["gaussian", "poisson,categorical", Gaussian("relu")], ids=called)
 def test_the_mean_code_of_a_hierarchy_has_all_groups_top_down(family):
     model, guide = pair(family)
     posterior = inference.infer(model, X, guide=guide, propagate="means")
