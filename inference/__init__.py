@@ -8,8 +8,8 @@ imports nothing heavy.
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Posterior", "compare", "elbo", "fit", "infer", "learn_dictionary", "load", "log_joint", "methods", "metrics", "plots", "save",
-           "score"]
+__all__ = ["Posterior", "compare", "elbo", "fit", "infer", "learn_dictionary", "load", "log_joint", "methods", "metrics", "page",
+           "plots", "save", "score"]
 
 _ATTRIBUTES = {
     "Posterior": "inference.posterior:Posterior",
@@ -20,6 +20,7 @@ _ATTRIBUTES = {
     "learn_dictionary": "inference.dictionary:learn_dictionary",
     "load": "inference.checkpoint:load",
     "log_joint": "zoo.density:log_joint",
+    "page": "inference.model_page:page",
     "save": "inference.checkpoint:save",
     "score": "inference.metrics.scores:score",
 }

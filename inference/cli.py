@@ -132,6 +132,36 @@ def compare(
 
 
 @app.command()
+def page(
+    saved: Annotated[Path, typer.Argument(help="Folder of a model saved by zoo fit.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page.")],
+    data: Annotated[str | None, typer.Option(help="Data set; the one it was trained on if not given.")] = None,
+    images: Annotated[int, typer.Option(help="Test images that scores are of.")] = 200,
+    probe: Annotated[int, typer.Option(help="Images that readouts of known causes are fitted on, and others they are scored on.")] = 6000,
+    seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
+    device: Device = None,
+    plugin: Plugin = None,
+    quiet: Quiet = False,
+) -> None:
+    """Look into one trained model: reconstructions, prior samples, traversals, KL by group, what its latents know of the causes."""
+    _import_plugins(plugin)
+    import inference
+    import zoo
+    from inference.choices import choose_device
+
+    with _plain_errors("stopped; nothing was written"):
+        model, guide, config = inference.load(saved)
+        name = data or config.get("description", {}).get("data")
+        if guide is None or name is None:
+            missing = "a guide" if guide is None else "the name of its data: give --data"
+            raise ValueError(f"the model in {saved} was saved without {missing}")
+        place = choose_device(device)
+        inference.page(model.to(place), guide.to(place), zoo.data.load(name), out, history=config.get("history"), images=images,
+                       probe=probe, seed=seed, say=None if quiet else typer.echo)
+    typer.echo(f"in {out}: report.md (open this), figures, tables")
+
+
+@app.command()
 def rofl(
     out: Annotated[Path, typer.Option(help="File to write: safetensors with the tensors x and factors.")],
     category: Annotated[str, typer.Option(help="fixate-n, transl-n, obj-n, terrain-n or pursuit-n, with n objects.")] = "fixate-1",

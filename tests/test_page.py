@@ -6,13 +6,15 @@ import csv
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import guides
 import inference
 import zoo
+from inference.cli import app
 from inference.metrics.decodability import linear_decodability, mean_code
 from inference.metrics.group_kl import group_kl
-from inference.page import page
+from inference.model_page import page
 from zoo.data.base import Data, Dataset
 from zoo.latents.deterministic import Deterministic
 
@@ -135,3 +137,15 @@ def test_what_cannot_make_a_page_is_refused(tmp_path):
     with pytest.raises(ValueError, match="channels, height, width"):
         page(flat, guides.build("hierarchical", flat), data, tmp_path / "page")
     assert not (tmp_path / "page").exists()
+
+
+def test_a_page_from_the_command_line(tmp_path):
+    model = zoo.build("hierarchy", (1, 16, 16), family="poisson", cells="mlp", units=3, channels=8, groups=(1, 1), pre=(1, 1), up=(1, 1),
+                      down=(1, 1))
+    inference.save(tmp_path / "saved", model, guides.build("hierarchical", model), description={"data": "patches", "data_options": {}})
+    inference.save(tmp_path / "nameless", model, guides.build("hierarchical", model))
+    run = CliRunner().invoke
+    done = run(app, ["page", str(tmp_path / "saved"), "--out", str(tmp_path / "page"), "--images", "20", "--quiet"])
+    assert done.exit_code == 0 and (tmp_path / "page" / "report.md").exists()
+    refused = run(app, ["page", str(tmp_path / "nameless"), "--out", str(tmp_path / "other")])
+    assert refused.exit_code == 2 and "the name of its data" in refused.output and not (tmp_path / "other").exists()
