@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,11 +66,13 @@ def run(name: str, seed: int, options: argparse.Namespace, data: Any) -> dict[st
         looking += time.perf_counter() - began
 
     began = time.perf_counter()
-    inference.fit(model, guide, Stream("fixate-1", seed=seed, device=options.device), steps=options.steps, batch_size=options.batch,
-                  lr=options.lr, warmup=0.0125, beta_warmup=0.5, clip=250.0, weight_decay=0.0, seed=seed, progress=look,
-                  log_every=max(options.steps // LOOKS, 1))
+    history = inference.fit(model, guide, Stream("fixate-1", seed=seed, device=options.device), steps=options.steps,
+                            batch_size=options.batch, lr=options.lr, warmup=0.0125, beta_warmup=0.5, clip=2000.0, seed=seed, progress=look,
+                            log_every=max(options.steps // LOOKS, 1))
     seconds = time.perf_counter() - began - looking
     r2 = readout()
+    if options.save is not None and seed == options.seeds[0]:
+        inference.save(options.save / name, model, guide, description={"data": "rofl/fixate-1", "data_options": {}}, history=history.rows)
     parameters = sum(p.numel() for part in (model, guide) for p in part.parameters())
     return {"model": name, "seed": seed, "parameters": parameters, "latents": sum(units for _, units in model.latents.values()),
             "scale_rad_per_s": float(model.scale), "frames": options.steps * options.batch, "training_seconds": seconds,
@@ -82,11 +85,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--scale", type=float, help="b of the endpoint error, rad/s; the model's own if not given")
     parser.add_argument("--settings", default="{}", help="further options by model, as JSON")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="of PyTorch")
+    parser.add_argument("--save", type=Path, help="folder for the trained models of the first seed")
     parser.add_argument("--name", default="untangling", help="of the file of results (default: %(default)s)")
     options = parser.parse_args()
     check_device(parser, options.device)
