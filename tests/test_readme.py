@@ -58,3 +58,12 @@ def test_every_name_in_its_tables_is_registered():
         assert family in zoo.latents.registry or family in methods or family in guides or family in SAMPLERS, family
     for data in ("patches", "digits", "mnist", "van_hateren", "olshausen", "omniglot", "rofl"):
         assert data in zoo.data.registry and re.search(f"`{data}[`/]", README)
+
+
+def test_its_example_of_a_hierarchy_runs(capsys):
+    code = next(block for block in blocks("python") if "group_kl(" in block)
+    small = code.replace("n_validation=1000, n_test=200", "n_validation=1, n_test=3").replace("steps=20,", "steps=2, progress=False,")
+    small = small.replace("n_train=1000", "n_train=100, cache=False")
+    assert small.count("steps=2,") == 1 and "n_test=3" in small and "cache=False" in small
+    exec(compile(small, "README.md", "exec"), {name: __import__(name) for name in ("zoo", "guides", "inference")})
+    assert "tensor(" in capsys.readouterr().out
