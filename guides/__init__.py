@@ -22,6 +22,8 @@ registry = Registry("guides", {
     "map": ("guides.point:Point", "a point for each image"),
 })
 
+ENCODERS = ("amortized", "hierarchical")  # of which an image's code can be no more than a point
+
 
 def build(name: str, model: Any, data: Any = None, **options: Any) -> Any:
     """Builds the guide ``name`` for ``model``.
@@ -56,8 +58,10 @@ def misfit(name: str, model: Any, data: Any = None) -> str | None:
     Arguments:
         data: Images or a data set, for programs from outside the zoo.
     """
-    says = getattr(registry[name], "misfit", None)
-    return None if says is None else says(_program(model, data))
+    says, program = getattr(registry[name], "misfit", None), _program(model, data)
+    if name not in ENCODERS and import_module("zoo.latents.deterministic").is_deterministic(program):
+        return "its codes are deterministic, so that there is no posterior to approximate"
+    return None if says is None else says(program)
 
 
 def _program(model: Any, data: Any) -> Any:

@@ -56,6 +56,10 @@ class Guide(nn.Module):
         deltas = self.delta(x)
         return lambda name, family, prior, above=None: family.posterior(prior, deltas[name])
 
+    def settle(self, x: Tensor) -> Guide:
+        """The guide as it is for these images: all that depends on them alone is computed here, once."""
+        return Held(self.model, self.conditionals(x), self.temperature)
+
     def posterior(self, x: Tensor) -> dict[str, Tensor]:
         """The posterior's parameters ``{site: (N, P, K)}``; of latents below others, given the means of those (temperature zero)."""
         conditional, params = self.conditionals(x), {}

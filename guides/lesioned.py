@@ -13,7 +13,7 @@ from guides.base import Conditionals, Guide, center
 from zoo.latents.base import Family
 from zoo.models.hierarchy import Hierarchy
 
-__all__ = ["LESIONS", "Lesioned"]
+__all__ = ["LESIONS", "Lesioned", "check_density"]
 
 LESIONS = {
     "bottom_up": "no evidence from the image: the posterior is the prior given the groups above, and costs 0 nats",
@@ -48,6 +48,9 @@ class Lesioned(Guide):
         super().__init__(guide.model)
         whole, earlier = (guide.guide, guide.lesions) if isinstance(guide, Lesioned) else (guide, {})
         self.guide, self.lesions, self.temperature = whole, {**earlier, **lesions}, guide.temperature
+
+    def settle(self, x: Tensor) -> Lesioned:
+        return Lesioned(self.guide.settle(x), self.lesions)
 
     def conditionals(self, x: Tensor) -> Conditionals:
         whole = self.guide.conditionals(x)
@@ -106,3 +109,10 @@ def _check(guide: nn.Module, lesions: Mapping[str, str]) -> None:
             raise ValueError(f"unknown lesion {lesion!r} of {name!r}; known are: {', '.join(LESIONS)}")
         if lesion == "top_down" and not isinstance(guide.model, Hierarchy):
             raise ValueError(f"nothing comes down to {name!r} in a model that is no hierarchy; lesions of it are: bottom_up, group")
+
+
+def check_density(guide: object) -> None:
+    """Raises ``ValueError`` for a guide with silent groups, whose draws have no density to be weighted by."""
+    silent = [name for name, lesion in getattr(guide, "lesions", {}).items() if lesion == "group"]
+    if silent:
+        raise ValueError(f"the groups {', '.join(silent)} are silenced: draws of such a guide have no density to be weighted by")

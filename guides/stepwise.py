@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from guides.base import Fixed, Guide, Held
+from guides.base import Fixed, Guide
 from guides.bounds import elbo, exact_elbo
 
 __all__ = ["Stepwise", "elbo_slope", "enough_particles", "evaluating", "has_exact_elbo", "settled"]
@@ -74,7 +74,7 @@ def settled(guide: Callable, x: Tensor) -> Callable:
 
     Where slopes are sampled, a guide that infers in steps arrives elsewhere at every run. Other programs are given back as they are.
     """
-    return Held(guide.model, guide.conditionals(x), guide.temperature) if isinstance(guide, Guide) else guide
+    return guide.settle(x) if isinstance(guide, Guide) else guide
 
 
 @contextmanager

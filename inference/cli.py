@@ -70,6 +70,7 @@ def fit(
     from inference.choices import choose_device, choose_images, choose_objective, choose_options
     from inference.distributed import launched, local_device
     from inference.recipes import recipe
+    from zoo.latents.deterministic import is_deterministic
 
     with _plain_errors(), launched(place := local_device(choose_device(device))) as team:
         check_free(out)
@@ -89,7 +90,8 @@ def fit(
         if team.leads:
             inference.save(out, program.cpu(), trained.cpu(), description={"data": data, "data_options": {}, "objective": objective},
                            history=history.rows)
-            typer.echo(f"saved in {out}: training ELBO {history.rows[-1]['elbo']:.2f} nats per image after "
+            what = "log-likelihood" if is_deterministic(program) else "ELBO"
+            typer.echo(f"saved in {out}: training {what} {history.rows[-1]['elbo']:.2f} nats per image after "
                        f"{history.rows[-1]['step']} steps")
 
 

@@ -173,6 +173,9 @@ def fit(
     history, first = History(), 0
     if log_every < 1:
         raise ValueError(f"log_every must be at least 1, not {log_every}")
+    if not 0.0 <= beta_hold <= 1.0 or norm_penalty < 0.0 or any(bound is not None and not bound > 0.0 for bound in (clip, warmup_clip)):
+        raise ValueError("beta_hold must be from 0 to 1, norm_penalty at least 0, clip and warmup_clip positive or None; "
+                         f"got {beta_hold}, {norm_penalty}, {clip} and {warmup_clip}")
 
     with precise(precision, model, guide), _training(model, guide, freeze_model, seed), \
             _reporter(together.leads and progress, steps) as report:

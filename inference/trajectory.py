@@ -99,6 +99,8 @@ def path_of(method: str, model: Callable, x: Tensor, guide: nn.Module | None, **
     """What :func:`trajectory` follows of ``infer(model, x, method, guide=guide, **options)``; None for a method without such a path."""
     if method == "local":
         program, steps = ascent(model, x, guide, **({"steps": 300} | options))
+        if not program.mean_field:
+            return None
         return (program.delta(x) for _ in chain([None], steps))
     steps = options.pop("steps", None)
     if method == "natural":

@@ -74,7 +74,7 @@ def relative_weights(x: Tensor, error: Tensor, total: Callable[[Tensor], Tensor]
     whole, frames = total(torch.stack([norm.sum(), norm.new_tensor(float(len(norm)))])).unbind()
     weight = 1.0 / norm.clamp(min=torch.finfo(norm.dtype).tiny).maximum(LEAST_NORM * whole / frames)
     plain, relative_sum = total(torch.stack([error.sum(), (weight * error).sum()])).unbind()
-    return weight * (plain / relative_sum)
+    return weight * (plain / relative_sum.clamp(min=torch.finfo(norm.dtype).tiny))
 
 
 def balance(kls: Tensor, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> Tensor:

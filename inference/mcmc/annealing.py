@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guides.lesioned import check_density
 from guides.stepwise import settled
 from inference.mcmc import hmc, lattice
 from inference.mcmc.adaptation import halton
@@ -22,6 +23,7 @@ from inference.mcmc.gibbs import can_sweep, sweeps
 from inference.mcmc.target import Target
 from inference.mcmc.traced import traced
 from zoo.density import count, drawn_latents, latent_sites, log_terms, uncounted
+from zoo.latents.deterministic import is_deterministic
 from zoo.latents.support import support_kind
 
 __all__ = ["Evidence", "ais", "betas"]
@@ -85,6 +87,9 @@ def ais(model: Callable, x: Tensor, *, guide: Callable | None = None, chains: in
     """
     if chains < 2 or temperatures < 2:
         raise ValueError(f"chains and temperatures must be at least 2, not {chains} and {temperatures}")
+    if is_deterministic(model):
+        raise ValueError("the codes of a deterministic model have no prior, so that there is no evidence")
+    check_density(guide)
     schedule = betas(temperatures, from_guide=guide is not None).tolist()
     if truth is not None:
         schedule = schedule[::-1]

@@ -1,5 +1,6 @@
 """Ways of inferring: each takes a program and images and returns a :class:`~inference.posterior.Posterior`."""
 
+from importlib import import_module
 from typing import Any
 
 import guides
@@ -34,6 +35,8 @@ def misfit(name: str, model: Any, x: Any = None) -> str | None:
     Arguments:
         x: Images, for programs from outside the zoo.
     """
+    if name != "amortized" and import_module("zoo.latents.deterministic").is_deterministic(model):
+        return "its codes are deterministic, so that there is no posterior to infer"
     says = getattr(registry[name], "misfit", None)
     if says is not None:
         return says(model, x)

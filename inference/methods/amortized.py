@@ -84,7 +84,7 @@ def draw(guide: nn.Module, x: Tensor, draws: int) -> Posterior:
     Unless a posterior is scored from these parameters alone (one latent site, in a model of the zoo), the draws carry their log density;
     those of point masses have none.
     """
-    guide = _settled(guide, x)
+    guide = settled(guide, x)
     with pyro.validation_enabled(False), pyro.plate("draws", draws, dim=-2):
         trace = poutine.trace(guide).get_trace(x)
     drawn = sites(trace, observed=False)
@@ -104,7 +104,7 @@ def means(guide: nn.Module, x: Tensor) -> Means:
     Raises:
         ValueError: if a law has neither.
     """
-    guide = _settled(guide, x)
+    guide = settled(guide, x)
     with pyro.validation_enabled(False), _MeansForDraws():
         trace = poutine.trace(guide).get_trace(x)
     samples = {name: site["value"][None, None] for name, site in sites(trace, observed=False).items()}
@@ -122,11 +122,6 @@ class _MeansForDraws(Messenger):
         except (AttributeError, NotImplementedError):
             raise ValueError(f"the law of {message['name']!r}, {type(message['fn']).__name__}, tells no mean") from None
         message["done"] = True
-
-
-def _settled(guide: nn.Module, x: Tensor) -> nn.Module:
-    """The guide as it is for these images (:func:`~guides.stepwise.settled`); a lesioned one keeps its lesions."""
-    return Lesioned(settled(guide.guide, x), guide.lesions) if isinstance(guide, Lesioned) else settled(guide, x)
 
 
 def _params(guide: nn.Module, x: Tensor) -> dict[str, Tensor] | None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from guides.lesioned import check_density
 from guides.stepwise import settled
 from inference.arviz import pareto_k
 from inference.methods.amortized import draw
@@ -54,6 +55,7 @@ def log_importance_weights(model: Callable, x: Tensor, proposal: Callable | Post
     if k < 2:
         raise ValueError(f"k must be at least 2, not {k}")
     _check(model, x, proposal)
+    check_density(proposal)
     proposal = proposal if isinstance(proposal, Posterior) else settled(proposal, x)
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         first = _draw(model, x, proposal, 1)[0]

@@ -72,8 +72,8 @@ def score(model: Callable, x: Tensor, posterior: Posterior, *, k: int = 100, see
     Arguments:
         k: Draws of the importance-weighted bound.
         seed: Seed of those draws.
-        guide: The guide that the posterior was drawn from. Where latents are below others, ``unit_kl`` and ``active`` are known from it
-            alone (:func:`~inference.metrics.group_kl.group_kl`).
+        guide: The guide that the posterior was drawn from (of lesioned draws a :class:`~guides.lesioned.Lesioned` one). Where latents
+            are below others, ``unit_kl`` and ``active`` are known from it alone (:func:`~inference.metrics.group_kl.group_kl`).
 
     A posterior whose draws carry their density (``log_q``: flows, correlated Normals, Laplace's approximation; several latent sites, and
     programs from outside the zoo) is scored from these draws: ``kl`` is the mean of log q − log p(z) over them, and the

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from zoo.latents.base import Family
 
-__all__ = ["Deterministic"]
+__all__ = ["Deterministic", "is_deterministic"]
 
 
 class Deterministic(Family):
@@ -30,3 +30,8 @@ class Deterministic(Family):
 
     def read(self, distribution: Distribution) -> Tensor:
         return distribution.v.unsqueeze(-2)
+
+
+def is_deterministic(model: object) -> bool:
+    """Whether a model has latents that are such codes: then it has neither a posterior nor an evidence."""
+    return any(isinstance(family, Deterministic) for family, _ in getattr(model, "latents", {}).values())

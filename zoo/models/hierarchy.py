@@ -63,6 +63,12 @@ class Plan:
                              "use 'mlp' or 'lin'")
         if not self.groups or min(self.groups) < 1:
             raise ValueError(f"groups must have at least one group at each scale, not {self.groups}")
+        for name, least in (("pre", 1), ("post", 1), ("up", 0), ("down", 0)):
+            pair = getattr(self, name)
+            if len(pair) != 2 or pair[0] < least or pair[1] < (pair[0] > 0):
+                raise ValueError(f"{name} must be (cells, convolutions in each), at least {least} and 1, not {pair}")
+        if not self.residual > 0.0:
+            raise ValueError(f"residual must be positive, not {self.residual}")
         if self.channels < 4 or self.channels % 4 or self.finest < 1:
             raise ValueError(f"channels must be a positive multiple of 4 and finest at least 1, not {self.channels} and {self.finest}")
         if self.cells == "conv" and len(set(self.sizes)) < len(self.sizes):
