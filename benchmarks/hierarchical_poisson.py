@@ -87,7 +87,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     data = zoo.data.load(options.data)
-    name = f"hierarchical_poisson_{options.data.replace('/', '_')}"
+    name = f"hierarchical_poisson_{options.data.replace('/', '_')}_{options.steps}"
     path = RESULTS / f"{name}.json"
     rows = json.loads(path.read_text())["results"]["rows"] if path.exists() else []
     for model in options.models:

@@ -91,12 +91,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="of PyTorch")
     parser.add_argument("--save", type=Path, help="folder for the trained models of the first seed")
-    parser.add_argument("--name", default="untangling", help="of the file of results (default: %(default)s)")
+    parser.add_argument("--name", help="of the file of results; untangling_<steps> if not given")
     options = parser.parse_args()
     check_device(parser, options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     data = zoo.data.load("rofl/fixate-1", n_train=1)
+    options.name = options.name or f"untangling_{options.steps}"
     path = RESULTS / f"{options.name}.json"
     runs = json.loads(path.read_text())["results"]["runs"] if path.exists() else []
     for seed in options.seeds:
