@@ -62,7 +62,7 @@ def run(name: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     scores = inference.score(model, x, posterior, k=options.draws).values
     kl = group_kl(model, x, guide, draws=8, seed=options.seed)
     kept = ("nelbo", "nelbo_se", "mse", "kl", "elbo", "log_px_bound", "pareto_k", "zeros", "lifetime_sparsity", "population_sparsity", "r2")
-    return {"model": name, "parameters": sum(p.numel() for part in (model, guide) for p in part.parameters()),
+    return {"model": name, "lr": options.lr, "parameters": sum(p.numel() for part in (model, guide) for p in part.parameters()),
             "latents": sum(units for _, units in model.latents.values()), "training_seconds": history.rows[-1]["seconds"],
             "test": {key: scores[key] for key in kept},
             "kl_by_group": {site: units.sum().item() for site, units in kl.items()},
