@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from guides.objectives.base import Bound, run
+from guides.objectives.base import Bound, run, walk
 from guides.objectives.importance import dreg, iwae
 from guides.objectives.online import online, online_exact
 from guides.objectives.relative import relative
@@ -134,24 +133,8 @@ def over_steps(bound_of: Callable[..., Bound]) -> Callable[..., Bound]:
 
 def _walk(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log p(x | z), KL and log q of the sites that are not reparameterized, in one walk of a zoo model with its guide."""
-    conditional = guide.conditionals(x)
-    divergences, scores = [], []
-
-    def draw(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
-        params = conditional(name, family, prior, above)
-        q = guide.distribution(family, params)
-        shape = (particles,) if particles > 1 and q.batch_shape[: -1] == () else ()
-        z = q.rsample(shape) if q.has_rsample else q.sample(shape)
-        unit_kl = family.unit_kl(params, prior)
-        divergences.append(unit_kl.sum(-1) if unit_kl is not None else q.log_prob(z) - family.distribution(prior).log_prob(z))
-        if not q.has_rsample:
-            scores.append(q.log_prob(z))
-        return z
-
-    with pyro.validation_enabled(False):
-        latents = model.descend(draw, x)
-        log_likelihood = model.observation(model.decode(latents)).log_prob(x)
-    return log_likelihood, sum(divergences), sum(scores) if scores else None
+    observation, divergences, scores = walk(model, guide, x, particles)
+    return observation.log_prob(x), sum(divergences), sum(scores) if scores else None
 
 
 def _trace(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[Tensor, Tensor, Tensor | None]:

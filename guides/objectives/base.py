@@ -11,10 +11,12 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import Distribution
 
 from zoo.density import sites
+from zoo.latents.base import Family
 
-__all__ = ["Bound", "CutRun", "cut_guide", "exact_draws", "log_mean_exp", "replayed", "run", "without_kl"]
+__all__ = ["Bound", "CutRun", "cut_guide", "exact_draws", "log_mean_exp", "replayed", "run", "walk", "without_kl"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,27 @@ class Bound:
     kl: Tensor | None
     surrogate: Tensor
     told: dict[str, Tensor] | None = None
+
+
+def walk(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[Distribution, list[Tensor], list[Tensor]]:
+    """One walk of a zoo model together with its guide: the likelihood at the draws, batch shape ``(N,)`` or ``(particles, N)``, the KL
+    divergence of each latent, in closed form where there is one, and log q of the latents that are not reparameterized."""
+    conditional = guide.conditionals(x)
+    divergences, scores = [], []
+
+    def draw(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
+        params = conditional(name, family, prior, above)
+        q = guide.distribution(family, params)
+        shape = (particles,) if particles > 1 and q.batch_shape[: -1] == () else ()
+        z = q.rsample(shape) if q.has_rsample else q.sample(shape)
+        unit_kl = family.unit_kl(params, prior)
+        divergences.append(unit_kl.sum(-1) if unit_kl is not None else q.log_prob(z) - family.distribution(prior).log_prob(z))
+        if not q.has_rsample:
+            scores.append(q.log_prob(z))
+        return z
+
+    with pyro.validation_enabled(False):
+        return model.observation(model.decode(model.descend(draw, x))), divergences, scores
 
 
 def run(model: Callable, guide: Callable, x: Tensor, particles: int) -> tuple[dict, dict, Tensor]:

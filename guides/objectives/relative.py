@@ -15,13 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from guides.objectives.base import Bound
+from guides.objectives.base import Bound, walk
 from zoo.density import count
-from zoo.latents.base import Family
 
 __all__ = ["balance", "relative", "relative_weights"]
 
@@ -50,7 +48,9 @@ def relative(model: nn.Module, guide: nn.Module, x: Tensor, *, beta: float = 1.0
                          f"flow), not {getattr(model, 'likelihood', type(model).__name__)!r}; use 'elbo'")
     if particles < 1:
         raise ValueError(f"particles must be at least 1, not {particles}")
-    observation, divergences = _walk(model, guide, x, particles)
+    observation, divergences, scores = walk(model, guide, x, particles)
+    if torch.is_grad_enabled() and scores:
+        raise ValueError("the objective 'relative' needs relaxed samples, which not all latents have at this setting; use 'elbo'")
     log_likelihood, normalizer = observation.log_prob(x), observation.log_prob(observation.mean)
     error = normalizer - log_likelihood  # EPE / b
     kls = torch.stack([kl.expand_as(error) for kl in divergences], -1)
@@ -88,23 +88,3 @@ def balance(kls: Tensor, total: Callable[[Tensor], Tensor] = lambda sums: sums) 
     sums = total(torch.cat([sizes.sum(0), sizes.new_tensor([float(len(sizes))])]))
     weight = sums[:-1] / sums[-1] + LEAST_KL
     return weight / weight.mean()
-
-
-def _walk(model: nn.Module, guide: nn.Module, x: Tensor, particles: int) -> tuple[torch.distributions.Distribution, list[Tensor]]:
-    """The likelihood at one draw per particle, and every group's KL divergence ``(…, N)``, top-down."""
-    conditional, divergences = guide.conditionals(x), []
-
-    def draw(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
-        params = conditional(name, family, prior, above)
-        q = guide.distribution(family, params)
-        if torch.is_grad_enabled() and not q.has_rsample:
-            raise ValueError(f"the objective 'relative' needs relaxed samples, which the latent {name!r} does not have at this setting; "
-                             "use 'elbo'")
-        shape = (particles,) if particles > 1 and len(q.batch_shape) < 2 else ()
-        z = q.rsample(shape) if q.has_rsample else q.sample(shape)
-        unit_kl = family.unit_kl(params, prior)
-        divergences.append(unit_kl.sum(-1) if unit_kl is not None else q.log_prob(z) - family.distribution(prior).log_prob(z))
-        return z
-
-    with pyro.validation_enabled(False):
-        return model.observation(model.decode(model.descend(draw, x))), divergences
