@@ -89,7 +89,7 @@ def _named(name: str, data: Any, options: dict[str, Any]) -> nn.Module:
     # All settings are kept, those that nobody chose, too: a saved model must not change with what is usual.
     defaults = {key: parameter.default for key, parameter in inspect.signature(factory).parameters.items()}
     options = {key: value for key, value in defaults.items() if isinstance(value, PLAIN)} | options
-    model = factory(**options, **shaped)
+    model = factory(**options | shaped)
     if event_shape and tuple(model.event_shape) != event_shape:
         raise ValueError(f"the model {name!r} is of images {tuple(model.event_shape)}, not {event_shape}")
     model.built_with = {"name": name, "event_shape": tuple(model.event_shape), **options}
