@@ -152,7 +152,8 @@ def main() -> None:
     path: Path = record(name, results, seed=options.seed, notes=(
         "nats per image; nelbo as in table.csv (constants left out), elbo and evidence with constants; closed: share of the linear "
         "encoder's amortization gap; training seconds are of this machine and leave out the time of looking"))
-    save(plot_prices(results, title=f"{options.family} latents on {options.data}: the price of inference"), RESULTS / f"{path.stem}.png")
+    title = f"{options.family.capitalize()} latents on {options.data}: the price of inference"
+    save(plot_prices(results, title), RESULTS / f"{path.stem}.png")
 
 
 if __name__ == "__main__":

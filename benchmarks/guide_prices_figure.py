@@ -12,8 +12,8 @@ from inference.plots.style import COLOR_CYCLE, MODEL_COLORS, MUTED, new_figure, 
 
 __all__ = ["plot_prices"]
 
-COLORS = (*MODEL_COLORS.values(), *COLOR_CYCLE)
-RANGE = 1.6  # of what the linear encoder loses: what is worse is not shown
+COLORS = tuple(dict.fromkeys((*MODEL_COLORS.values(), *COLOR_CYCLE, "black", "0.55", "tab:pink", "tab:cyan")))
+RANGE = 1.6  # of what the linear encoder loses: what is worse is told in words
 
 
 @styled
@@ -40,6 +40,7 @@ def plot_prices(results: dict[str, Any], title: str) -> Figure:
     low, start = min(row["nelbo"] for row in rows), next(row["nelbo"] for row in rows if row["guide"] == "amortized lin")
     floor = min(low, -results["evidence"]["log_evidence"] - results["constant"])
     price.set_ylim(floor - 0.06 * (start - floor), start + (RANGE - 1.0) * (start - low) + 1e-3)
+    _beyond(rows, price)
     for ax, label in ((price, "inference (ms per image, in a batch)"), (steps, "training steps"), (seconds, "training (s)")):
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -52,6 +53,16 @@ def plot_prices(results: dict[str, Any], title: str) -> Figure:
     handles, labels = price.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     return figure
+
+
+def _beyond(rows: list[dict[str, Any]], ax: Axes) -> None:
+    """Names the guides all of whose points lie above the axis."""
+    top, least = ax.get_ylim()[1], {}
+    for row in rows:
+        least[row["guide"]] = min(row["nelbo"], least.get(row["guide"], row["nelbo"]))
+    above = [f"{name} {nelbo:.0f}" for name, nelbo in least.items() if nelbo > top]
+    if above:
+        ax.text(0.98, 0.97, "above: " + ", ".join(above), transform=ax.transAxes, ha="right", va="top", color=MUTED, fontsize=10)
 
 
 def _evidence(results: dict[str, Any], axes: tuple[Axes, ...]) -> None:
