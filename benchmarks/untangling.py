@@ -20,23 +20,14 @@ from typing import Any
 import torch
 from device import check_device
 from record import RESULTS, record
-from torch import Tensor, nn
 
 import guides
 import inference
 import zoo
-from inference.metrics.decodability import linear_decodability
+from inference.metrics.decodability import linear_decodability, mean_code
 from zoo.data.rofl import Stream
 
 LOOKS = 8  # times a model in training is looked at
-
-
-def codes(model: nn.Module, guide: nn.Module, x: Tensor) -> Tensor:
-    """Posterior means of all groups at temperature zero, ``(N, K)``."""
-    with torch.no_grad():
-        parts = [guide.posterior(some) for some in x.split(2000)]
-    families = {name: family for name, (family, _) in model.latents.items()}
-    return torch.cat([torch.cat([families[name].moments(params)[0] for name, params in part.items()], 1) for part in parts])
 
 
 def run(name: str, seed: int, options: argparse.Namespace, data: Any) -> dict[str, Any]:
@@ -51,7 +42,9 @@ def run(name: str, seed: int, options: argparse.Namespace, data: Any) -> dict[st
 
     def readout() -> dict[str, float]:
         (fit_x, fit_g), (score_x, score_g) = parts
-        return linear_decodability(codes(model, guide, fit_x), fit_g, codes(model, guide, score_x), score_g)
+        fit_z, score_z = (mean_code(model, inference.infer(model, x, "amortized", guide=guide, propagate="means"))
+                          for x in (fit_x, score_x))
+        return linear_decodability(fit_z, fit_g, score_z, score_g)
 
     def look(step: int, steps: int, row: dict[str, float]) -> None:
         nonlocal looking

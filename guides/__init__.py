@@ -5,7 +5,7 @@ from typing import Any
 
 from zoo.registry import Registry
 
-__all__ = ["build", "default", "misfit", "registry"]
+__all__ = ["ENCODERS", "build", "default", "misfit", "registry"]
 
 registry = Registry("guides", {
     "amortized": ("guides.amortized:Amortized", "one encoder for all images"),
@@ -22,7 +22,7 @@ registry = Registry("guides", {
     "map": ("guides.point:Point", "a point for each image"),
 })
 
-ENCODERS = ("amortized", "hierarchical")  # of which an image's code can be no more than a point
+ENCODERS = ("amortized", "hierarchical")  # guides that infer in one pass, even if an image's code is no more than a point
 
 
 def build(name: str, model: Any, data: Any = None, **options: Any) -> Any:
@@ -58,10 +58,10 @@ def misfit(name: str, model: Any, data: Any = None) -> str | None:
     Arguments:
         data: Images or a data set, for programs from outside the zoo.
     """
-    says, program = getattr(registry[name], "misfit", None), _program(model, data)
-    if name not in ENCODERS and import_module("zoo.latents.deterministic").is_deterministic(program):
+    if name not in ENCODERS and import_module("zoo.latents.deterministic").is_deterministic(model):
         return "its codes are deterministic, so that there is no posterior to approximate"
-    return None if says is None else says(program)
+    says = getattr(registry[name], "misfit", None)
+    return None if says is None else says(_program(model, data))
 
 
 def _program(model: Any, data: Any) -> Any:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import guides
 import zoo
 from guides.bounds import OBJECTIVES
 from inference.cells import Report, digest, fit_cell, guide_cell, infer_cell, load_data, read_fit, read_reference, reference_cell
@@ -45,7 +46,6 @@ SCORED_BY_DRAWS = ("flow", "full", "lowrank", "laplace_approximation")  # whose 
 POINTS = ("map", "ista", "fista", "lca")  # which have no distance from chains
 GUIDE_TRAINING = {"batch_size": 250, "optimizer": "adam", "lr": 3e-3, "final_lr": 1e-4, "warmup": 0.02, "beta_start": 1.0, "clip": 100.0}
 FOUR = ("gaussian", "laplace", "categorical", "poisson")
-ENCODERS = ("amortized", "hierarchical")  # guides that infer in one pass
 SECONDS = {"amortized": 3.0, "local": 8.0, "map": 6.0, "mcmc": 60.0, "evidence": 30.0, "guide": 60.0}  # rough shares of the progress bar
 
 
@@ -220,7 +220,7 @@ def _saved(folder: Path, data: str, data_options: dict, seed: int, device: str, 
     if "guide" not in config:
         raise ValueError(f"the model in {folder} was saved without a guide; a comparison needs one")
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "guide.safetensors").read_bytes()).hexdigest()
-    if config["guide"]["name"] not in ENCODERS and "amortized" in methods:
+    if config["guide"]["name"] not in guides.ENCODERS and "amortized" in methods:
         raise ValueError(f"the model in {folder} was saved with a guide {config['guide']['name']!r}, which is no encoder: leave out the "
                          "method 'amortized'")
     return {"saved": str(folder), "weights": weights, "model": config["model"]["name"], "data": data,

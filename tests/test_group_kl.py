@@ -23,7 +23,8 @@ TINY = {"channels": 4, "groups": (1, 1), "pre": (1, 1), "up": (1, 1), "down": (1
 X = 0.3 * torch.randn(4, 2, 9, 9, generator=torch.Generator().manual_seed(11))
 
 
-def pair(family="gaussian", amount=0.2, **options):
+def pair(family="gaussian", amount=0.2, length=-0.5, **options):
+    """A hierarchy and its guide far from where they start, so that all that is passed down and up counts."""
     model = zoo.build("hierarchy", (2, 9, 9), family=family, seed=1, **TINY | options)
     guide = guides.build("hierarchical", model, seed=2)
     generator = torch.Generator().manual_seed(3)
@@ -33,7 +34,7 @@ def pair(family="gaussian", amount=0.2, **options):
                 parameter += amount * torch.randn(parameter.shape, generator=generator)
         for group in list(model.groups.values())[1:]:
             if group.prior_net is not None:
-                group.prior_net.lognorm.fill_(-0.5)
+                group.prior_net.lognorm.fill_(length)
     return model, guide
 
 

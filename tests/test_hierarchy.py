@@ -265,6 +265,10 @@ def test_deterministic_hierarchies_have_no_posterior():
         ais(model, torch.zeros(2, 1, 8, 8))
 
 
+def test_a_program_from_outside_needs_no_data_to_be_told_what_fits_any():
+    assert guides.misfit("amortized", lambda x: x) is None
+
+
 def test_silent_groups_have_no_weights():
     model, guide = tiny()
     x = drawn(model, 2)

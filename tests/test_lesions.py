@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from test_group_kl import pair as hierarchy_pair
 
 import guides
 import inference
@@ -20,7 +22,6 @@ from zoo.data.base import Data, Dataset
 from zoo.latents.gaussian import Gaussian
 
 FAMILIES = ("gaussian", "laplace", "poisson", "categorical")
-TINY = {"channels": 4, "groups": (1, 2), "pre": (1, 1), "up": (1, 1), "down": (1, 1), "units": 3}
 SITES = ("z3", "z2", "z1")
 GENERIC = torch.Generator().manual_seed(11)
 X = 0.3 * torch.randn(5, 2, 9, 9, generator=GENERIC)
@@ -30,19 +31,7 @@ def called(family):
     return family if isinstance(family, str) else f"gaussian, {family.activation}"
 
 
-def pair(family="gaussian", **options):
-    """A hierarchy and its guide far from where they start, so that all that is passed down and up counts."""
-    model = zoo.build("hierarchy", (2, 9, 9), family=family, seed=1, **TINY | options)
-    guide = guides.build("hierarchical", model, seed=2)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for module in (model, guide):
-            for parameter in module.parameters():
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-        for group in list(model.groups.values())[1:]:
-            if group.prior_net is not None:
-                group.prior_net.lognorm.fill_(-1.0)
-    return model, guide
+pair = partial(hierarchy_pair, length=-1.0, groups=(1, 2))
 
 
 def one_layer(name="gaussian", decoder="mlp", **options):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inference.posterior import Posterior
 
-__all__ = ["linear_decodability", "mean_code", "mean_codes", "principal_components", "scales"]
+__all__ = ["check_representations", "linear_decodability", "mean_code", "mean_codes", "principal_components", "scales"]
 
 ROUNDING = 1e-6  # a few times the relative precision of single floats
 
@@ -115,14 +115,19 @@ def principal_components(x_fit: Tensor, *others: Tensor, components: int) -> tup
     return tuple((x - flat[0].mean(0)) @ axes for x in flat)
 
 
+def check_representations(z: Tensor, factors: Mapping[str, Tensor]) -> None:
+    """Raises ``ValueError`` unless there are factors ``(n,)`` for representations ``(n, K)``, n at least 2, all of them finite."""
+    if z.dim() < 2 or len(z) < 2:
+        raise ValueError(f"representations must be (n, K) with n at least 2, not {tuple(z.shape)}")
+    if not factors or any(value.shape != (len(z),) for value in factors.values()):
+        raise ValueError(f"there must be factors, each with one number for each of the {len(z)} representations")
+    if not torch.isfinite(z).all() or not all(torch.isfinite(value).all() for value in factors.values()):
+        raise ValueError("representations and factors must be finite")
+
+
 def _check(z_fit: Tensor, factors_fit: Mapping[str, Tensor], z_score: Tensor, factors_score: Mapping[str, Tensor]) -> None:
-    for z, factors in ((z_fit, factors_fit), (z_score, factors_score)):
-        if z.dim() < 2 or len(z) < 2:
-            raise ValueError(f"representations must be (n, K) with n at least 2, not {tuple(z.shape)}")
-        if not factors or any(value.shape != (len(z),) for value in factors.values()):
-            raise ValueError(f"there must be factors, each with one number for each of the {len(z)} representations")
-        if not torch.isfinite(z).all() or not all(torch.isfinite(value).all() for value in factors.values()):
-            raise ValueError("representations and factors must be finite")
+    check_representations(z_fit, factors_fit)
+    check_representations(z_score, factors_score)
     if missing := set(factors_fit) - set(factors_score):
         raise ValueError(f"the factors {', '.join(sorted(missing))} are missing in the set that is scored")
     units = z_fit.flatten(1).shape[1]

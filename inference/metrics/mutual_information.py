@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from inference.metrics.decodability import check_representations
+
 __all__ = ["binned_mutual_information", "mutual_information", "mutual_information_gap"]
 
 BINS = 20
@@ -114,12 +116,7 @@ def _entropy(counts: Tensor) -> Tensor:
 
 
 def _checked(z: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-    if z.dim() < 2 or len(z) < 2:
-        raise ValueError(f"representations must be (n, K) with n at least 2, not {tuple(z.shape)}")
-    if not factors or any(value.shape != (len(z),) for value in factors.values()):
-        raise ValueError(f"there must be factors, each with one number for each of the {len(z)} representations")
-    if not torch.isfinite(z).all() or not all(torch.isfinite(value).all() for value in factors.values()):
-        raise ValueError("representations and factors must be finite")
+    check_representations(z, factors)
     if still := [name for name, value in factors.items() if not value.max() > value.min()]:
         raise ValueError(f"the factors {', '.join(still)} do not vary")
     return z.detach().flatten(1).double().cpu()
