@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pyro
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Cauchy, Distribution, StudentT
 
 from zoo.latents.base import Family
 from zoo.program import Adopted
@@ -114,11 +114,20 @@ class Held(Guide):
 
 
 def center(distribution: Distribution) -> Tensor:
-    """A distribution's mean; for a transformed one, which tells none, its base's mean carried over (of one dimension: the median)."""
+    """A distribution's mean; for a transformed one, which tells none, its base's mean carried over (of one dimension: the median); where
+    there is none (Cauchy), the mode."""
     try:
-        return distribution.mean
+        mean = distribution.mean
+        return mean.where(mean.isfinite(), distribution.mode) if _may_lack_mean(distribution) else mean
     except NotImplementedError:
         value = distribution.base_dist.mean
         for transform in distribution.transforms:
             value = transform(value)
         return value
+
+
+def _may_lack_mean(distribution: Distribution) -> bool:
+    base = distribution
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    return isinstance(base, StudentT | Cauchy)

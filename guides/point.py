@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from guides.base import center
 from zoo.data.base import images_of
@@ -13,7 +14,7 @@ from zoo.latents.base import Family
 from zoo.latents.support import support_kind
 from zoo.program import Unconstrained
 
-__all__ = ["Point"]
+__all__ = ["Point", "inside", "start_values"]
 
 
 OFF_CENTER = 0.3  # of unconstrained coordinates: at their origin a program's symmetries may leave an ascent without a slope
@@ -55,14 +56,17 @@ def start_values(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         if isinstance(family, Unconstrained):
             prior = prior + OFF_CENTER * torch.tensor([1.0, 0.0]).to(prior)[:, None]
         distribution = family.distribution(prior)
-        value = center(distribution)
-        kind = support_kind(distribution.support)
-        if kind == "one_hot":
-            value = nn.functional.one_hot(value.argmax(-1), value.shape[-1]).to(value.dtype)
-        elif kind == "count":
-            value = value.floor()
+        value = inside(center(distribution), distribution)
         values[name] = value.expand(len(x), *distribution.event_shape).clone()
         return values[name]
 
     model.descend(keep, x)
     return values
+
+
+def inside(mean: Tensor, distribution: Distribution) -> Tensor:
+    """A mean as a value of the distribution's support: counts rounded down, of one-hots the most probable category."""
+    kind = support_kind(distribution.support)
+    if kind == "one_hot":
+        return nn.functional.one_hot(mean.argmax(-1), mean.shape[-1]).to(mean.dtype)
+    return mean.floor() if kind == "count" else mean

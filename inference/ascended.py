@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from guides.bounds import OBJECTIVES, WITHOUT_KL, Bound, over_steps
 from inference.batches import Batches
 from inference.expectation_maximization import MonteCarloEM
+from inference.map_learning import MapEM
 from zoo.data.base import images_of
 from zoo.networks.blocks import Conv, Expander
 
 __all__ = ["METHODS", "Ascended", "ascended", "lognorms", "means", "of_name"]
 
-METHODS = ("variational", "mcmc")
+METHODS = ("variational", "mcmc", "map")
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,17 @@ class Ascended:
 
 
 def ascended(method: str, objective: str, model: nn.Module, guide: nn.Module | None, data: object, batches: Batches, *,
-             particles: int | None, freeze_model: bool, run: dict[str, object], **em: object) -> Ascended:
+             particles: int | None, freeze_model: bool, run: dict[str, object], chains: dict[str, object],
+             dynamics: dict[str, object], **em: object) -> Ascended:
     """Looks up what the method and the objective stand for, and checks that they fit each other.
 
     Arguments:
         method, objective, model, guide, data, particles, freeze_model: As of :func:`inference.fit`.
         batches: Minibatches of the data.
         run: What an objective may want to know of the whole run: it is given those of these that it has a parameter for.
-        em: Of :class:`~inference.expectation_maximization.MonteCarloEM`.
+        chains: Of :class:`~inference.expectation_maximization.MonteCarloEM` alone.
+        dynamics: Of :class:`~inference.map_learning.MapEM` alone.
+        em: Of both.
 
     Raises:
         ValueError: for unknown names, a missing guide, or what does not fit.
@@ -56,15 +60,21 @@ def ascended(method: str, objective: str, model: nn.Module, guide: nn.Module | N
     bound_of = of_name("objective", objective, OBJECTIVES)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known are: {', '.join(METHODS)}")
-    if method == "mcmc":
+    if dynamics and method != "map":
+        raise ValueError(f"{', '.join(dynamics)}: of the method 'map' alone, which infers by dynamics of the latents")
+    if method in ("mcmc", "map"):
         if objective != "elbo" or batches.per_epoch is None:
-            raise ValueError("the method 'mcmc' keeps chains of stored images, and has an objective of its own: give neither another "
+            raise ValueError(f"the method {method!r} learns from stored images, and has an objective of its own: give neither another "
                              "objective nor a stream, of which no image comes up twice")
-        chains = 1 if particles is None else particles
-        learner = MonteCarloEM(model, guide, images_of(data).to(batches.device), chains=chains, **em)
-        return Ascended(learner.bound, learner, learner.batches, chains, exact=True)
+        x = images_of(data).to(batches.device)
+        if method == "map":
+            learner = MapEM(model, guide, x, **dynamics, **em)
+            return Ascended(learner.bound, learner, learner.batches, 1, exact=True)
+        particles = 1 if particles is None else particles
+        learner = MonteCarloEM(model, guide, x, chains=particles, **chains, **em)
+        return Ascended(learner.bound, learner, learner.batches, particles, exact=True)
     if guide is None:
-        raise ValueError("there is no guide: build one (guides.build), or train with method='mcmc', which needs none")
+        raise ValueError("there is no guide: build one (guides.build), or train with method='mcmc' or 'map', which need none")
     if objective == "sleep" and not freeze_model:
         raise ValueError("the objective 'sleep' teaches the guide alone: fit with freeze_model=True, or use 'rws_sleep' or 'rws'")
     particles = _own_particles(bound_of) if particles is None else particles

@@ -9,10 +9,11 @@ all processes train together (:mod:`inference.distributed`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -75,6 +76,8 @@ def fit(
     particles: int | None = None,
     transitions: int = 2,
     sampler: str = "auto",
+    dynamics: Mapping[str, Any] | None = None,
+    clamped: Mapping[str, Tensor] | None = None,
     freeze_model: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -93,7 +96,8 @@ def fit(
         data: A data set (its training images), images ``(n, *event_shape)``, or a stream (anything with ``images(start, stop)``, such as
             :class:`zoo.data.rofl.Stream`): then each step takes the next ``batch_size``, and none is seen twice.
         method: ``"variational"``: model and guide ascend the objective. ``"mcmc"``: Monte Carlo EM: the model ascends log p(x, z) at the
-            states of Markov chains, kept for every training image, and a guide that is given learns from them, too.
+            states of Markov chains, kept for every training image, and a guide that is given learns from them, too. ``"map"``: the same
+            at the most probable latents, to which each batch's climb: predictive coding. Steps are steps of the weights.
         objective: ``"elbo"`` (sampled; closed-form KL), ``"exact"`` (no sampling; linear decoders); ``"iwae"``, and the same bound with
             doubly reparameterized gradients, ``"dreg"`` (real-valued latents); reweighted wake–sleep, ``"rws"``, half of the guide's
             wake phase replaced by sleep, ``"rws_sleep"``, or the guide's ``"sleep"`` phase alone, for which the model must be frozen.
@@ -118,6 +122,9 @@ def fit(
         transitions: Of the method ``"mcmc"``: transitions of each chain when its image comes up.
         sampler: Of the method ``"mcmc"``: ``"auto"``, ``"hmc"``, ``"mala"``, ``"gibbs"`` or ``"lattice"``
             (:class:`inference.mcmc.persistent.PersistentChains`).
+        dynamics: Of the method ``"map"``: how the latents of a batch climb, and whether the weights climb with them, ``{"steps", "lr",
+            "optimizer", "space", "start", "incremental", "rule"}`` as of :class:`inference.map_learning.MapEM`.
+        clamped: Of the method ``"map"``: values of the model's highest latent, ``{site: (n, K)}``, where they are given with the images.
         freeze_model: Whether only the guide learns.
         seed: Seed of batches and samples; the same seed on the same device gives the same result.
         device: Where to train; where the model is if None. Model and guide are moved there and stay.
@@ -136,15 +143,16 @@ def fit(
     """
     model = adopt(model, data)
     together = team()
-    if method == "mcmc" and (together.size > 1 or precision != "float32"):
-        raise ValueError("the method 'mcmc' keeps chains of all images in one process, in float32")
+    if method in ("mcmc", "map") and (together.size > 1 or precision != "float32"):
+        raise ValueError(f"the method {method!r} keeps latents of all images in one process, in float32")
+    dynamics = dict(dynamics or {}) | ({"clamped": clamped} if clamped else {})
     batches = batches_of(data, batch_size, seed=seed, event_shape=getattr(model, "event_shape", None), device=place(model, device))
     batches = together.share(batches, batch_size)
-    steps = length(steps, epochs, batches.per_epoch)
     chosen = ascended(method, objective, model, guide, data, batches, particles=particles, freeze_model=freeze_model,
-                      run={"final_beta": beta, "total": together.total}, batch_size=batch_size, transitions=transitions, sampler=sampler,
-                      seed=seed)
+                      run={"final_beta": beta, "total": together.total}, chains={"transitions": transitions, "sampler": sampler},
+                      dynamics=dynamics, batch_size=batch_size, seed=seed)
     bound_of, guide, batches, particles = chosen.bound_of, chosen.guide, chosen.batches, chosen.particles
+    steps = length(steps, epochs, batches.per_epoch)
     beta_start, (start, end) = beta if chosen.exact else min(beta_start, beta), temperature or temperatures(model)
     guide.to(batches.device)
     parameters = [p for p in guide.parameters() if p.requires_grad]
@@ -170,6 +178,9 @@ def fit(
     settings |= {name: value for name, (value, usual) in rare.items() if value != usual}
     if method == "mcmc":
         settings |= {"method": method, "transitions": transitions, "sampler": sampler}
+    if method == "map":
+        settings |= {"method": method, "clamped": sorted(clamped or {})}
+        settings |= {name: value for name, value in dynamics.items() if name != "clamped"}
     history, first = History(), 0
     if log_every < 1:
         raise ValueError(f"log_every must be at least 1, not {log_every}")

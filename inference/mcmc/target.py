@@ -31,6 +31,7 @@ class Target:
         given: Values of its other latents ``{site: (…, N, *event)}``, which are held fixed.
         initial: A program over the same latents, such as a guide, that ``beta`` = 0 stands for; the model's prior if None.
         compiled: Whether :meth:`value_and_grad` is compiled (:func:`inference.mcmc.traced.traced`).
+        of_values: Whether the density is that of the values z, as for modes, not that of u: without log |det dz/du|.
 
     Attributes:
         size: K, unconstrained numbers for each image.
@@ -42,8 +43,9 @@ class Target:
     """
 
     def __init__(self, model: Callable, x: Tensor, given: dict[str, Tensor] | None = None, *,
-                 initial: Callable | None = None, compiled: bool = False) -> None:
+                 initial: Callable | None = None, compiled: bool = False, of_values: bool = False) -> None:
         self.model, self.x, self.given, self.beta = model, x, dict(given or {}), 1.0
+        self.of_values = of_values
         self.initial, self.transforms, self.shapes = initial, {}, {}
         self._evaluate = traced(self.through_handlers, compiled)
         for name, site in latent_sites(model, x).items():
@@ -85,7 +87,7 @@ class Target:
         return torch.cat(parts, -1)
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """Log density of states ``(…, N, K)``: log p(x, z) + log |det dz/du|, ``(…, N)``."""
+        """Log density of states ``(…, N, K)``: log p(x, z) + log |det dz/du|, the latter unless it is of values, ``(…, N)``."""
         prior, likelihood = self.log_terms(u)
         return prior + likelihood
 
@@ -119,6 +121,8 @@ class Target:
         for name, transform in self.transforms.items():
             if not _is_identity(transform):
                 part, values[name] = values[name], transform(values[name])
+                if self.of_values:
+                    continue
                 change = transform.log_abs_det_jacobian(part, values[name])
                 volume = volume + (change.flatten(volume.dim()).sum(-1) if change.dim() > volume.dim() else change)
         return values, volume

@@ -1,6 +1,6 @@
 r"""Point estimates: the latents that maximize :math:`\log p(x, z)`, image by image, all images in one batch.
 
-Real latents climb the gradient (Adam, in unconstrained coordinates; the density maximized is the one over ``z`` itself). Counts and
+Real latents climb the gradient (in unconstrained coordinates; the density maximized is the one over ``z`` itself). Counts and
 one-hots climb on their lattice: of all single moves (one spike more or less; another category) the most promising by a Taylor
 expansion are tried, the best that truly raises the density is taken, until none does. That is a local maximum, as for gradients.
 """
@@ -8,73 +8,109 @@ expansion are tried, the best that truly raises the density is taken, until none
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.distributions import biject_to
 
-from guides.point import start_values
+from guides.point import inside, start_values
+from inference.gradient_dynamics import ascend
+from inference.mcmc.target import Target
+from inference.methods.amortized import means
 from inference.posterior import Posterior
-from inference.schedules import cosine
 from zoo.density import latent_sites, log_joint, sites
+from zoo.error_space import ErrorSpace
+from zoo.frozen import frozen
 from zoo.latents.support import support_kind
 from zoo.program import adopt
 
-__all__ = ["point"]
+__all__ = ["first_values", "point"]
+
+SPACES = ("states", "errors")
+STARTS = ("prior", "guide")
 
 
-def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int = 300, lr: float = 0.1, starts: int = 1,
-          candidates: int = 16, max_moves: int = 2000) -> Posterior:
-    """Maximizes the joint density, from the prior's mean. ``guide`` and ``draws`` are not used: there is one point.
+def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, steps: int = 300, lr: float | None = None,
+          optimizer: str = "adam", space: str = "states", start: str = "prior", starts: int = 1, candidates: int = 16,
+          max_moves: int = 2000) -> Posterior:
+    """Maximizes the joint density. ``draws`` is not used: there is one point.
 
     Arguments:
-        steps, lr: Gradient steps for real latents.
+        guide: Where to start if ``start`` is ``"guide"``; else not used.
+        steps, lr, optimizer: Gradient steps of real latents (:func:`inference.gradient_dynamics.ascend`): ``"adam"``, with a learning rate
+            that falls to 0 from .1, or from ``lr``, and ``"gradient"``, plain gradient dynamics with the step ``lr``, or with what is
+            stable for each image if None.
+        space: What moves: the latents (``"states"``), or their standardized prediction ``"errors"``, in which depth does not slow the
+            dynamics (:class:`zoo.error_space.ErrorSpace`). Where scales depend on other latents it has other modes.
+        start: The mean of the ``"prior"``, level by level given the one above (the forward pass: all errors 0), or of the ``"guide"``.
         starts: Ascents for each image, all at once: the others start from draws of the prior, and the highest summit is taken.
         candidates: Moves tried at once for each image with discrete latents.
         max_moves: Largest number of moves of an image.
 
-    The posterior's ``stats`` hold ``log_joint`` (nats, per image).
+    The posterior's ``stats`` hold ``log_joint`` (nats, per image) and, of real latents alone, ``slope``, the length of the gradient that
+    is left, in the coordinates that moved.
+
+    Raises:
+        ValueError: for settings out of range, a missing guide, or an ascent that is no longer finite.
     """
     if starts < 1:
         raise ValueError(f"starts must be at least 1, not {starts}")
+    if space not in SPACES:
+        raise ValueError(f"space must be {' or '.join(map(repr, SPACES))}, not {space!r}")
     n, x = len(x), x.repeat(starts, *[1] * (x.dim() - 1))
     kinds = {name: support_kind(site["fn"].support) for name, site in latent_sites(model, x[:2]).items()}
-    values = start_values(adopt(model, x), x)
+    values = first_values(model, x, guide, start)
     if starts > 1:
         with torch.no_grad():
             drawn = sites(poutine.trace(model).get_trace(x[n:]), observed=False)
         values = {name: torch.cat([value[:n], drawn[name]["value"]]) for name, value in values.items()}
     real = [name for name, kind in kinds.items() if kind == "real"]
     discrete = [name for name, kind in kinds.items() if kind != "real"]
-    rounds = 1 if not (real and discrete) else 3
+    rounds, slope = 1 if not (real and discrete) else 3, None
     for _ in range(rounds):
         if real:
-            values = _climb(model, x, values, real, steps, lr)
+            values, slope = _climb(model, x, values, discrete, space, steps=steps, lr=lr, optimizer=optimizer)
         if discrete:
             values = _hop(model, x, values, {name: kinds[name] for name in discrete}, candidates, max_moves)
     with torch.no_grad():
         best = log_joint(model, values, x)
+    if not best.isfinite().any():
+        raise ValueError("no ascent is finite at its end; take smaller steps (lr)")
     best, which = torch.where(best.isnan(), -torch.inf, best).unflatten(0, (starts, n)).max(0)
     index = which * n + torch.arange(n, device=x.device)
     samples = {name: value.detach()[index][None, None] for name, value in values.items()}
-    return Posterior("map", samples, stats={"log_joint": best})
+    return Posterior("map", samples, stats={"log_joint": best} | ({} if discrete else {"slope": slope[index]}))
 
 
-def _climb(model: Callable, x: Tensor, values: dict[str, Tensor], names: list[str], steps: int, lr: float) -> dict[str, Tensor]:
-    supports = {name: site["fn"].support for name, site in latent_sites(model, x).items()}
-    transforms = {name: biject_to(supports[name]) for name in names}
-    free = {name: transforms[name].inv(values[name]).detach().requires_grad_(True) for name in names}
-    ascent = torch.optim.Adam(list(free.values()), lr=lr)
-    with torch.enable_grad():
-        for step in range(steps):
-            ascent.param_groups[0]["lr"] = cosine(step / steps, lr, 0.0, 0.0)
-            here = values | {name: transforms[name](value) for name, value in free.items()}
-            gradients = torch.autograd.grad(-log_joint(model, here, x).sum(), list(free.values()))
-            for value, gradient in zip(free.values(), gradients, strict=True):
-                value.grad = gradient
-            ascent.step()
-    return values | {name: transforms[name](value.detach()) for name, value in free.items()}
+def first_values(model: Callable, x: Tensor, guide: nn.Module | None, start: str = "prior") -> dict[str, Tensor]:
+    """Where an ascent of each image starts, ``{site: (N, *event)}``: at the prior's mean, or at a guide's.
+
+    Raises:
+        ValueError: for another start, or no guide.
+    """
+    if start not in STARTS:
+        raise ValueError(f"start must be {' or '.join(map(repr, STARTS))}, not {start!r}")
+    if start == "prior":
+        return start_values(adopt(model, x), x)
+    if guide is None:
+        raise ValueError("start='guide' needs a guide: give guide=…")
+    laws = latent_sites(model, x)
+    return {name: inside(value[0, 0], laws[name]["fn"]).clone() for name, value in means(guide, x).samples.items()}
+
+
+def _climb(model: Callable, x: Tensor, values: dict[str, Tensor], held: list[str], space: str,
+           **options: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """The values at the end of the ascent of those that are not held, and the slope that is left, ``(N,)``."""
+    with frozen(model):
+        program = ErrorSpace(model, x) if space == "errors" else model
+        moving = program.errors(values, x) if space == "errors" else values
+        target = Target(program, x, given={name: values[name] for name in held}, of_values=True)
+        for moment in ascend(target, target.unconstrain(moving), **options):
+            last = moment
+        moved = target.given | target.constrain(last.u)
+        moved = program.values(moved, x) if space == "errors" else moved
+    return {name: moved[name] for name in values}, last.slope
 
 
 def _hop(model: Callable, x: Tensor, values: dict[str, Tensor], kinds: dict[str, str], candidates: int,

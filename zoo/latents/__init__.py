@@ -13,6 +13,7 @@ __all__ = ["Family", "register", "registry"]
 registry = Registry("latents", {
     "gaussian": ("zoo.latents.gaussian:Gaussian", "real latents, Normal prior; optional activation relu or exp"),
     "laplace": ("zoo.latents.laplace:Laplace", "real latents, Laplace prior: the sparse-coding prior"),
+    "student_t": ("zoo.latents.student_t:StudentT", "real latents, Student-t prior: sparse with heavy tails (df=1: Cauchy)"),
     "categorical": ("zoo.latents.categorical:Categorical", "one-hot latents, one or several groups of categories"),
     "poisson": ("zoo.latents.poisson:Poisson", "spike counts, Poisson prior with learned rates"),
 })

@@ -8,6 +8,8 @@ registry = Registry("models", {
     "linear_gaussian": ("zoo.oracles:linear_gaussian", "oracle: Normal latents, linear decoder; exact posterior and log p(x)"),
     "poisson_fixture": ("zoo.oracles:poisson_fixture", "oracle: two Poisson latents; posterior and log p(x) by enumeration"),
     "sparse_coding": ("zoo.models.sparse_coding:SparseCoding", "Laplace latents, linear decoder with atoms of length 1: sparse coding"),
+    "predictive_coding": ("zoo.models.chains:predictive_coding", "a chain of levels, each predicting the one below: predictive coding"),
+    "rao_ballard": ("zoo.models.chains:rao_ballard", "predictive coding of three patches by two levels, a sparse prior at the top"),
     "cnvae": ("zoo.models.hierarchies:cnvae", "compressed hierarchical VAE as published: 21 groups, 420 latents, any latent families"),
     "nvae": ("zoo.models.hierarchies:nvae", "the same with spatial latents: 17,520 of them"),
     "vae": ("zoo.models.hierarchies:vae", "its flat rival: one group of 420 latents"),

@@ -19,7 +19,7 @@ __all__ = ["LIKELIHOODS", "UNIT_SCALE", "Draw", "ImageModel"]
 
 UNIT_SCALE = math.sqrt(0.5)  # −log N(x; y, ½) = ‖x − y‖² + (D/2) log π: the literature's "sum of squares" likelihood
 
-LIKELIHOODS = ("normal", "bernoulli", "endpoint")
+LIKELIHOODS = ("normal", "bernoulli", "categorical", "endpoint")
 
 Draw = Callable[..., Tensor]  # draw(site, family, prior parameters (…, P, K), features from above or None) -> the latent (…, *event)
 
@@ -32,8 +32,9 @@ class ImageModel(nn.Module):
         scale: Of a pixel, at the start if it is learned: the standard deviation σ of ``"normal"``, where the default √½ makes
             −log p(x | z) the sum of squared errors plus a constant (:data:`UNIT_SCALE`), or the b of ``"endpoint"``.
         learn_scale: False, or what shares a learned scale: ``"image"`` (one) or ``"pixel"`` (one for each pixel; ``"normal"`` only).
-        likelihood: ``"normal"``; ``"bernoulli"`` for images of zeros and ones: decoded are logits then, and there is no scale;
-            ``"endpoint"`` for optic flow ``(2, H, W)``: −log p(x | z) is the summed endpoint error over b, plus a constant
+        likelihood: ``"normal"``; ``"bernoulli"`` for images of zeros and ones, ``"categorical"`` for one-hot labels of event shape
+            ``(classes,)``: decoded are logits then, and there is no scale; ``"endpoint"`` for optic flow ``(2, H, W)``: −log p(x | z) is
+            the summed endpoint error over b, plus a constant
             (:class:`~zoo.distributions.endpoint.EndpointError`).
     """
 
@@ -52,6 +53,8 @@ class ImageModel(nn.Module):
         if likelihood == "endpoint" and (len(self.event_shape) != 3 or self.event_shape[0] != 2 or learn_scale == "pixel"):
             raise ValueError("the likelihood 'endpoint' is of optic flow (2, height, width) with one scale for all pixels; "
                              f"got images {self.event_shape} and learn_scale={learn_scale!r}")
+        if likelihood == "categorical" and len(self.event_shape) != 1:
+            raise ValueError(f"the likelihood 'categorical' is of one-hot labels (classes,), not of images {self.event_shape}")
         self.likelihood = likelihood
         log_scale = torch.full(self.event_shape if learn_scale == "pixel" else (), math.log(scale))
         self._store("log_scale", log_scale, bool(learn_scale))
@@ -87,6 +90,8 @@ class ImageModel(nn.Module):
         """The likelihood for images of this mean, or of these logits."""
         if self.likelihood == "bernoulli":
             return dist.Bernoulli(logits=decoded).to_event(len(self.event_shape))
+        if self.likelihood == "categorical":
+            return dist.OneHotCategorical(logits=decoded)
         if self.likelihood == "endpoint":
             return EndpointError(decoded, self.scale, validate_args=False)
         return NormalImage(decoded, self.scale, len(self.event_shape))
