@@ -36,8 +36,8 @@ from inference.training import fit
 from inference.trajectory import Trajectory, path_of, trajectory
 from zoo.files import atomic_folder
 
-__all__ = ["Report", "digest", "fit_cell", "folder_of", "guide_cell", "infer_cell", "load_data", "read_fit", "read_reference",
-           "read_scores", "read_trajectory", "reference_cell"]
+__all__ = ["Report", "described_model", "digest", "fit_cell", "folder_of", "guide_cell", "infer_cell", "load_data", "read_fit",
+           "read_reference", "read_scores", "read_trajectory", "reference_cell"]
 
 FOLLOWED = 8  # draws per image and step of a trajectory, of what has no closed form
 
@@ -57,16 +57,22 @@ def folder_of(out: Path, description: dict[str, Any]) -> Path:
     return out / "cells" / "-".join([*words, digest(description)])
 
 
+def described_model(description: dict[str, Any], data: Any) -> torch.nn.Module:
+    """The model of a description, not yet trained: a latent family's has a number of latents and a decoder, a named one what it says."""
+    sizes = {name: description[name] for name in ("latents", "decoder") if description[name] is not None}
+    return zoo.build(description["model"], data, seed=description["seed"], **sizes, **description["options"])
+
+
 def fit_cell(description: dict[str, Any], out: Path, report: Report) -> Path:
-    """Trains the described model with an amortized guide; returns the folder, as written by :func:`inference.save`."""
+    """Trains the described model with an encoder (:func:`guides.default`); returns the folder, as written by :func:`inference.save`."""
     folder = folder_of(out, description)
     if folder.exists():
         report(1.0)
         return folder
     data, seed = load_data(description["data"], description["data_options"]), description["seed"]
-    model = zoo.build(description["model"], data, latents=description["latents"], decoder=description["decoder"], seed=seed,
-                      **description["options"])
-    guide = guides.build("amortized", model, encoder=description["encoder"], seed=seed)
+    model = described_model(description, data)
+    name = guides.default(model)
+    guide = guides.build(name, model, seed=seed, **({"encoder": description["encoder"]} if name == "amortized" else {}))
     return _train(folder, model, guide, data, description, report)
 
 

@@ -98,7 +98,7 @@ def fit(
 @app.command()
 def compare(
     data: Annotated[str, typer.Option(help="Data set.")] = "patches",
-    models: Annotated[str | None, typer.Option(help="Latent families, separated by commas; the four of the zoo if not given.")] = None,
+    models: Annotated[str | None, typer.Option(help="Latent families or models, separated by commas; four families if not given.")] = None,
     methods: Annotated[str, typer.Option(help="Ways of inferring, separated by commas.")] = "amortized,local,map,mcmc",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     budget: Annotated[str, typer.Option(help="smoke (seconds), default (minutes) or paper (as published).")] = "default",

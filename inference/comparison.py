@@ -16,9 +16,20 @@ from typing import Any
 import guides
 import zoo
 from guides.bounds import OBJECTIVES
-from inference.cells import Report, digest, fit_cell, guide_cell, infer_cell, load_data, read_fit, read_reference, reference_cell
+from inference.cells import (
+    Report,
+    described_model,
+    digest,
+    fit_cell,
+    guide_cell,
+    infer_cell,
+    load_data,
+    read_fit,
+    read_reference,
+    reference_cell,
+)
 from inference.checkpoint import load
-from inference.choices import choose_device, choose_latents, choose_objective
+from inference.choices import choose_device, choose_latents, choose_objective, choose_options
 from inference.gaps import distance_cell, evidence_cell
 from inference.methods import fitting, misfit
 from inference.methods import registry as methods_registry
@@ -82,7 +93,8 @@ def compare(
 
     Arguments:
         data: Name of a data set.
-        models: Names of latent families to train models of; the zoo's four if None.
+        models: Names of models to train: latent families, each of which stands for its one-layer model, or others (``zoo list``); the
+            zoo's four families if None.
         methods: Names of ways of inferring, each of which must fit every model. Those that draw from a guide of their own
             (``"iterative"``, ``"flow"``, …) train it on the frozen model. With ``"mcmc"`` among them, images' log evidence is estimated,
             too, and the other posteriors are held against that of the chains.
@@ -90,8 +102,8 @@ def compare(
         budget: ``"smoke"``, ``"default"`` or ``"paper"``: training recipe, sizes of data and of the evaluation.
         out: Folder for ``table.csv``, ``report.md``, figures, ``posteriors/`` and the cells. What is there already is not
             computed again.
-        latents: Latents per model; if None 512 (for ``rofl`` 128, and 420 on the paper budget), or 64 on the smoke budget.
-        decoder, encoder: Networks of models and guides.
+        latents: Latents of a family's model; if None 512 (for ``rofl`` 128, and 420 on the paper budget), or 64 on the smoke budget.
+        decoder, encoder: Networks of models and guides; a named model has its own decoder, and a hierarchy its own encoder.
         objective: Training objective; if None, ``"exact"`` where the decoder is linear and the KL has a closed form, else ``"elbo"``.
         trained: Folders of saved models (``zoo fit``) to compare on instead of training. Models, latents, networks and objective are
             then theirs and must not be given, and there can be one seed only: there is one training to look at.
@@ -110,7 +122,7 @@ def compare(
         if given:
             raise ValueError(f"{', '.join(given)} cannot be chosen for saved models, which were trained as they are")
     models = FOUR if models is None else models
-    _check("models", models, [*zoo.latents.registry])
+    _check("models", models, [*zoo.latents.registry, *zoo.models.registry])
     _check("methods", methods, [*methods_registry])
     _check("seeds", seeds, None)
     _check("decoders", [decoder], [*zoo.networks.decoders])
@@ -125,7 +137,6 @@ def compare(
         raise ValueError(f"unknown data {data!r}; known are: {', '.join(zoo.data.registry)}")
     settings = recipe(budget, data)
     sizes = SIZES[budget]
-    latents = choose_latents(latents, budget, data)
     data_options = _accepted(data, sizes["data_options"])
     if trained:
         fits = [_saved(Path(folder), data, data_options, seed, device, methods) for folder in trained for seed in seeds]
@@ -133,8 +144,9 @@ def compare(
         if len(set(names)) < len(names):
             raise ValueError(f"the saved models are {', '.join(names)}: compare one of each, as rows are told apart by the model's name")
     else:
-        fits = [{"data": data, "data_options": data_options, "model": model, "options": {}, "latents": latents, "decoder": decoder,
-                 "encoder": encoder, "objective": objective or choose_objective(model, decoder), "settings": settings, "seed": seed,
+        chosen = {"latents": latents, "decoder": None if decoder == "lin" else decoder}
+        fits = [{"data": data, "data_options": data_options, "model": model, **_sizes(model, chosen, budget, data), "encoder": encoder,
+                 "objective": objective or choose_objective(model, decoder), "settings": settings, "seed": seed,
                  "device": device, "source": _source(model)} for seed in seeds for model in models]
     work = [(described, [_inference(described, method, sizes) for method in methods]) for described in fits]
     extra = [*(["evidence"] if "mcmc" in methods else []), *(["guide"] * len(set(methods) & set(TRAINED)))]
@@ -228,11 +240,20 @@ def _saved(folder: Path, data: str, data_options: dict, seed: int, device: str, 
             "latents": sum(units for _, units in load(folder)[0].latents.values())}
 
 
+def _sizes(model: str, chosen: dict[str, Any], budget: str, data: str) -> dict[str, Any]:
+    """What a model is built with: a family's number of latents and decoder, or what of them was chosen for a named model."""
+    if model in zoo.latents.registry:
+        return {"options": {}, "latents": choose_latents(chosen["latents"], budget, data), "decoder": chosen["decoder"] or "lin"}
+    given = {name: value for name, value in choose_options(model, chosen, budget, data).items() if chosen[name] is not None}
+    return {"options": given, "latents": None, "decoder": None}
+
+
 def _source(model: str) -> str:
-    """A digest of the file a user's own family comes from, so that a changed family is not taken for the old one."""
+    """A digest of the file a user's own model comes from, so that a changed one is not taken for the old one."""
     import inspect
 
-    family = zoo.latents.registry[model]
+    family = (zoo.latents.registry if model in zoo.latents.registry else zoo.models.registry)[model]
+    family = getattr(family, "func", family)  # of a partial
     if family.__module__.startswith("zoo."):
         return "zoo"
     return digest({"source": inspect.getsource(inspect.getmodule(family))})
@@ -264,6 +285,8 @@ def _check_readouts(fits: Sequence[dict[str, Any]], probe: int) -> int:
         data, latents = load_data(described["data"], described["data_options"]), described["latents"]
         if not (data.targets and probe):
             continue
+        if latents is None:
+            latents = sum(units for _, units in described_model(described, data).latents.values())
         fitted = min(probe, len(data.validation))
         if fitted < latents + 2:
             raise ValueError(f"a readout of {latents} latents cannot be fitted on {fitted} images; choose at most {fitted - 2} latents")
@@ -277,8 +300,7 @@ def _check_methods(fits: Sequence[dict[str, Any]], methods: Sequence[str]) -> No
         if "saved" in described:
             model = load(Path(described["saved"]))[0]
         else:
-            model = zoo.build(described["model"], load_data(described["data"], described["data_options"]), latents=described["latents"],
-                              decoder=described["decoder"], seed=described["seed"], **described["options"])
+            model = described_model(described, load_data(described["data"], described["data_options"]))
         for method in methods:
             reason = misfit(method, model)
             if reason is not None:

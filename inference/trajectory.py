@@ -21,7 +21,7 @@ from inference.metrics.sparsity import fraction_of_zeros, population_sparsity
 from zoo.density import uncounted
 from zoo.program import adopt
 
-__all__ = ["Trajectory", "path_of", "trajectory"]
+__all__ = ["Trajectory", "looked_at", "path_of", "trajectory"]
 
 EVERY = 16  # steps, from the first, all of which are looked at
 
@@ -83,7 +83,7 @@ def trajectory(model: Callable, x: Tensor, guide: Guide | Iterable[Deltas], *, s
         torch.manual_seed(seed)
         for step, (deltas, taken, last) in enumerate(_timed(_path(guide, x, steps) if isinstance(guide, Guide) else iter(guide), x)):
             before += taken
-            if not (last or _looks(step)):
+            if not (last or looked_at(step)):
                 continue
             looked.append(step)
             seconds.append(before)
@@ -122,7 +122,7 @@ def _path(guide: Guide, x: Tensor, steps: int | None) -> Iterator[Deltas]:
             yield guide.delta(x)
 
 
-def _looks(step: int) -> bool:
+def looked_at(step: int) -> bool:
     """Whether a step is one of those that are looked at."""
     return step <= EVERY or step % (2 ** (step.bit_length() - 4)) == 0
 

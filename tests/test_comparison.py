@@ -366,3 +366,14 @@ def test_a_guide_of_its_own_is_trained_for_real_latents_and_refused_for_others(t
     with pytest.raises(ValueError, match="'flow' does not fit the model 'poisson': .*is a count; methods that fit it: amortized"):
         compare(models=["laplace", "poisson"], **settings | {"out": tmp_path / "counts"})
     assert not (tmp_path / "counts").exists(), "refused before anything was trained"
+
+
+def test_models_by_name_are_compared_beside_families(tmp_path, table_only):
+    comparison = compare(models=("predictive_coding", "gaussian"), methods=("amortized", "map"), out=tmp_path,
+                         **TINY | {"latents": None})
+    keys = [(row["model"], row["method"]) for row in comparison.records]
+    assert keys == [(model, method) for model in ("predictive_coding", "gaussian") for method in ("amortized", "map")]
+    latents = [inference.load(folder)[0].latents for folder in sorted((tmp_path / "cells").glob("*-fit-*"))]
+    assert [[units for _, units in told.values()] for told in latents] == [[64], [16, 64]], "its own numbers of units, not the families'"
+    with pytest.raises(ValueError, match="'predictive_coding' has no option decoder; it accepts: event_shape, levels"):
+        compare(models=("predictive_coding",), decoder="mlp", out=tmp_path, **TINY | {"latents": None})

@@ -28,7 +28,7 @@ def test_data_keeps_what_belongs_together():
 
 
 @pytest.mark.parametrize(("x", "options", "message"), [
-    (images()[0], {}, r"must be \(n, channels, height, width\), not \(1, 3, 3\)"),
+    (images()[0], {}, r"must be \(n, channels, height, width\), sequences .*; not \(1, 3, 3\)"),
     (images()[:0], {}, "there are no images"),
     (images().long(), {}, "floating-point type, not torch.int64"),
     (images().index_fill(0, torch.tensor([2, 3]), torch.nan), {}, "image 2 has values that are not finite"),

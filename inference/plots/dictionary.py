@@ -51,10 +51,10 @@ def plot_dictionary(weight: Any, event_shape: Sequence[int], unit_kl: Any = None
         raise ValueError(f"count must be at least 1, not {count}")
     active = len(order) if kl is None else int((kl > ACTIVE_KL).sum())
     features = weight.T[order]
-    largest = magnitude(features, event_shape).max(axis=(1, 2, 3)).clip(min=np.finfo(float).tiny)
+    largest = magnitude(features, event_shape).reshape(len(features), -1).max(axis=1).clip(min=np.finfo(float).tiny)
     pictures = tiles(features / largest[:, None], event_shape, 1.0)
     height, width = pictures.shape[1:3]
-    space = min(event_shape[0], 3)  # pixels between tiles
+    space = min(event_shape[-3], 3) + 2 * (len(event_shape) == 4)  # pixels between tiles
     columns, drawn = _arrange(active, len(order) - active, count, height + space, width + space)
     mosaic, corners, gap = _mosaic(pictures[:drawn], active, columns, space)
 
@@ -80,8 +80,8 @@ def plot_dictionary(weight: Any, event_shape: Sequence[int], unit_kl: Any = None
 def _check(weight: Any, event_shape: Sequence[int], unit_kl: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The weights, the order of the columns, and the KL."""
     weight = array(weight, "weight")
-    if len(event_shape) != 3 or weight.ndim != 2 or weight.shape[0] != math.prod(event_shape) or weight.shape[1] == 0:
-        raise ValueError(f"weight must be (D, K) with D = channels · height · width of event_shape, K ≥ 1; got {weight.shape} "
+    if len(event_shape) not in (3, 4) or weight.ndim != 2 or weight.shape[0] != math.prod(event_shape) or weight.shape[1] == 0:
+        raise ValueError(f"weight must be (D, K) with D = [frames ·] channels · height · width of event_shape, K ≥ 1; got {weight.shape} "
                          f"and event_shape {tuple(event_shape)}")
     if not np.isfinite(weight).all():
         raise ValueError("weight has values that are not finite")

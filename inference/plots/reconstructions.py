@@ -40,8 +40,8 @@ def plot_reconstructions(x: Any, columns: Mapping[str, tuple[Any, Any]], *, titl
         ValueError: for shapes that do not fit the images, or images that are not finite.
     """
     x = array(x, "x")
-    if x.ndim != 4 or x.size == 0 or not np.isfinite(x).all():
-        raise ValueError(f"x must be finite images (n, channels, height, width), n ≥ 1; got {x.shape}")
+    if x.ndim not in (4, 5) or x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"x must be finite images (n, channels, height, width), n ≥ 1, or sequences of them; got {x.shape}")
     shown = {label: _check(label, x, *column) for label, column in columns.items()}
     shape = x.shape[1:]
     size = magnitude(x, shape)

@@ -100,8 +100,8 @@ def plot_steps(x: Any, trajectories: Mapping[str, Trajectory], *, steps: Sequenc
     """
     _check(trajectories)
     x = array(x, "x")
-    if x.ndim != 4 or x.size == 0 or not np.isfinite(x).all():
-        raise ValueError(f"x must be finite images (N, channels, height, width), N ≥ 1; got {x.shape}")
+    if x.ndim not in (4, 5) or x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"x must be finite images (N, channels, height, width), N ≥ 1, or sequences of them; got {x.shape}")
     for label, trajectory in trajectories.items():
         if tuple(trajectory.reconstruction.shape[2:]) != x.shape[1:] or trajectory.mse.shape[1] != len(x):
             raise ValueError(f"the trajectory of {label!r} is of {trajectory.mse.shape[1]} images "

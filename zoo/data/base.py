@@ -1,4 +1,4 @@
-"""What every data set is: images ``x`` with, where known, ``labels`` and ``factors``, in a training and a test part."""
+"""What every data set is: images or sequences ``x`` with, where known, ``labels`` and ``factors``, in a training and a test part."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Data", "Dataset", "images_of"]
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Images and what is known of them.
+    """Images, or sequences of them, and what is known of them. What is said of images elsewhere is said of sequences as well.
 
     Attributes:
-        x: Images ``(n, channels, height, width)``, of a floating-point type.
+        x: Images ``(n, channels, height, width)`` or sequences ``(n, frames, channels, height, width)``, of a floating-point type.
         labels: Class of each image ``(n,)``, or None.
-        factors: Ground-truth causes ``{name: (n,)}``, or None.
+        factors: Ground-truth causes ``{name: (n,)}``, or None; those that change within a sequence may be ``(n, frames)``.
 
     Raises:
         ValueError: for no images, integer images, values that are not finite, or labels or factors of another length.
@@ -29,8 +29,9 @@ class Data:
     factors: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if self.x.dim() != 4:
-            raise ValueError(f"images must be (n, channels, height, width), not {tuple(self.x.shape)}")
+        if self.x.dim() not in (4, 5):
+            raise ValueError("images must be (n, channels, height, width), sequences (n, frames, channels, height, width); "
+                             f"not {tuple(self.x.shape)}")
         if not self.x.is_floating_point():
             raise ValueError(f"images must be of a floating-point type, not {self.x.dtype}")
         if len(self.x) == 0:
@@ -52,7 +53,7 @@ class Data:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
+        """Shape of one image or sequence: all of ``x.shape`` but n."""
         return tuple(self.x.shape[1:])
 
     def __getitem__(self, index: slice | Tensor) -> Data:
@@ -98,7 +99,7 @@ class Dataset:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
+        """Shape of one image or sequence."""
         return self.train.event_shape
 
     def to(self, device: str | torch.device) -> Dataset:

@@ -1,8 +1,9 @@
 r"""A predictive-coding network as a Pyro program: every level predicts the one below it.
 
-With :math:`z_l \mid z_{l+1} \sim N(f_l(z_{l+1}), \sigma_l^2)` the generative model behind Rao & Ballard 1999, Friston 2005 and Marino 2022, with the normalized densities that learned precisions and
-any comparison of inference methods need. With prediction errors :math:`e_l = z_l - f_l(z_{l+1})`, weighted by the precision (one over the
-variance, not the standard deviation), :math:`\varepsilon_l = e_l / \sigma_l^2`, gradient ascent on log p(x, z) is
+With :math:`z_l \mid z_{l+1} \sim N(f_l(z_{l+1}), \sigma_l^2)` this is the generative model behind Rao & Ballard 1999, Friston 2005 and
+Marino 2022, with the normalized densities that learned precisions and any comparison of inference methods need. With prediction errors
+:math:`e_l = z_l - f_l(z_{l+1})`, weighted by the precision (one over the variance, not the standard deviation),
+:math:`\varepsilon_l = e_l / \sigma_l^2`, gradient ascent on log p(x, z) is
 
 .. math:: \dot z_l = J_{l-1}^\top \varepsilon_{l-1} - \varepsilon_l, \qquad J_{l-1} = \partial f_{l-1} / \partial z_l .
 """
