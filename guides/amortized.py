@@ -33,6 +33,7 @@ class Amortized(Guide):
             self.encoder = networks.encoder(encoder, model.event_shape, outputs, bias=bias, init_scale=init_scale)
 
     def delta(self, x: Tensor) -> dict[str, Tensor]:
-        output = self.encoder(x)
+        normalize = getattr(self.model, "normalize", None)  # of models behind a flow, whose latents explain the whitened image
+        output = self.encoder(x if normalize is None else normalize(x))
         parts = [output] if len(self.sizes) == 1 else output.split([count * units for count, units in self.sizes.values()], dim=-1)
         return {name: part.unflatten(-1, size) for (name, size), part in zip(self.sizes.items(), parts, strict=True)}

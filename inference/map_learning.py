@@ -18,6 +18,7 @@ from guides.objectives.base import exact_draws, without_kl
 from guides.objectives.wake_sleep import log_posterior
 from inference.batches import Batches, batches_of
 from inference.gradient_dynamics import OPTIMIZERS, ascend, stable_step
+from inference.local_learning import local_gradients
 from inference.mcmc.target import Target
 from inference.methods.point import SPACES, first_values
 from zoo.density import latent_sites, log_joint
@@ -140,7 +141,6 @@ class MapEM(nn.Module):
         surrogate = joint
         if self.rule == "local":
             weights = dict(self.program.named_parameters())
-            from inference.local_learning import local_gradients
             steps = local_gradients(self.program, values, self.batch)
             surrogate = sum((weights[name] * step).sum() for name, step in steps.items()).expand_as(joint)
         if self.guide is not None:
@@ -155,10 +155,10 @@ class MapEM(nn.Module):
         """Values of the batch's latents after this visit's steps, and the slope before the last of them, ``(B,)``."""
         with frozen(self.program), exact_draws(self.guide):
             target = self._density()
+            self.batch.copy_(self.x[index])  # at every tick: a resumed training may begin in the middle of a batch
+            if self.site is not None:
+                self.program.top.copy_(self.top[index])
             if not self.incremental or int(self.tick) == 0:
-                self.batch.copy_(self.x[index])
-                if self.site is not None:
-                    self.program.top.copy_(self.top[index])
                 self.u.copy_(self._first(target, index))
                 self._look_up_step(target)
             lr = self.lr if self.lr is not None or self.optimizer == "adam" else self.step_size.reshape(1, 1)

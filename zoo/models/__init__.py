@@ -6,6 +6,7 @@ __all__ = ["registry"]
 
 registry = Registry("models", {
     "linear_gaussian": ("zoo.oracles:linear_gaussian", "oracle: Normal latents, linear decoder; exact posterior and log p(x)"),
+    "linear_chain": ("zoo.oracles:linear_chain", "oracle: a linear predictive-coding network; exact posterior, energy, log p(x)"),
     "poisson_fixture": ("zoo.oracles:poisson_fixture", "oracle: two Poisson latents; posterior and log p(x) by enumeration"),
     "sparse_coding": ("zoo.models.sparse_coding:SparseCoding", "Laplace latents, linear decoder with atoms of length 1: sparse coding"),
     "predictive_coding": ("zoo.models.chains:predictive_coding", "a chain of levels, each predicting the one below: predictive coding"),
@@ -20,5 +21,9 @@ registry = Registry("models", {
     "vae_s": ("zoo.models.hierarchies:vae_s", "a flat VAE as large as cnvae_s"),
     "hierarchy": ("zoo.models.hierarchies:hierarchy", "a hierarchy of your own: groups, scales, cells (conv, mlp, lin), families"),
     "optic_flow": ("zoo.models.optic_flow:OpticFlow", "retinal optic flow from its causes: gaze, self motion, discs (data rofl/…)"),
+    "temporal": ("zoo.models.temporal:TemporalPredictiveCoding", "temporal predictive coding: a state that foretells its next value"),
+    "linear_dynamical_system": ("zoo.oracles.kalman:linear_dynamical_system",
+                                "oracle: the same, linear: Kalman filter, RTS smoother, log p(x)"),
+    "transformed": ("zoo.models.transformed:transformed", "a one-layer model of the image that a flow has whitened: zca, ar, conv, …"),
     "mixture": ("zoo.oracles:mixture", "oracle: mixture of Gaussians; exact responsibilities and log p(x)"),
 })
