@@ -49,12 +49,13 @@ class Level(nn.Module):
         super().__init__()
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be {', '.join(map(repr, PRECISIONS))}, not {precision!r}")
+        floor = floor if precision != "fixed" else 0.0
         if units < 1 or not scale > floor >= 0.0:
             raise ValueError(f"a level needs at least 1 unit and a scale above its floor; got {units}, {scale} and {floor}")
         scaled = family.parameters[1:] == ("log_scale",)
         if precision != "fixed" and not scaled:
             raise ValueError(f"a precision is of a family with loc and log_scale, not of {type(family).__name__}; use precision='fixed'")
-        self.units, self.floor, self.scaled = units, floor if precision != "fixed" else 0.0, scaled
+        self.units, self.floor, self.scaled = units, floor, scaled
         self.correlations = None
         if precision in ("lowrank", "full"):
             if type(family).__name__ != "Gaussian" or family.activation != "identity":
