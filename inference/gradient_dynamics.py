@@ -74,13 +74,14 @@ def ascend(target: Target, u: Tensor, *, steps: int, lr: float | Tensor | None =
             yield here
         return
     lr = ADAM_LR if lr is None else lr
-    adam = torch.optim.Adam([u], lr=lr)
     yield here
+    u = u.clone()  # which Adam moves in place
+    adam = torch.optim.Adam([u], lr=lr)
     for step in range(steps):
         adam.param_groups[0]["lr"] = cosine(step / steps, lr, 0.0, 0.0) if decay else lr
         u.grad = -here.gradient
         adam.step()
-        at = u.clone()  # Adam moves u in place
+        at = u.clone()
         here = Moment(at, *target.value_and_grad(at))
         yield here
 

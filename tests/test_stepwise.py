@@ -19,13 +19,14 @@ from zoo.latents.categorical import Categorical
 from zoo.latents.gaussian import Gaussian
 from zoo.latents.laplace import Laplace
 from zoo.latents.poisson import Poisson
+from zoo.latents.student_t import StudentT
 from zoo.oracles import linear_gaussian, poisson_fixture
 from zoo.program import Unconstrained
 
 STEPS = torch.linspace(-40.0, 40.0, 80_000, dtype=torch.float64)  # of a quadrature, in scales around the location, not at it
 FAMILIES = {"gaussian": Gaussian(), "gaussian relu": Gaussian("relu"), "laplace": Laplace(), "poisson": Poisson(),
             "categorical": Categorical(), "categorical groups": Categorical(groups=2), "negative_binomial": NegativeBinomial(),
-            "unconstrained": Unconstrained(constraints.positive, ())}
+            "unconstrained": Unconstrained(constraints.positive, ()), "student_t": StudentT(7.0)}
 LINEAR = [("gaussian", {}), ("gaussian", {"activation": "exp"}), ("laplace", {}), ("poisson", {"log_rate_init": (-1.0, 0.5)}),
           ("categorical", {}), ("categorical", {"groups": 2})]
 

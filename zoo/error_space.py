@@ -28,7 +28,7 @@ class ErrorSpace:
 
     Arguments:
         model: A Pyro program ``model(x)``.
-        x: Images to see its sites with.
+        x: Images to see its sites with, as many as it will be given if the program is of these.
 
     Attributes:
         moved: The sites that are in error space; their errors are at the sites ``"<site>_decentered"``.
@@ -36,7 +36,7 @@ class ErrorSpace:
 
     def __init__(self, model: Callable, x: Tensor) -> None:
         self.model = model
-        shapes = {name: _shapes(site["fn"]) for name, site in latent_sites(model, x[:2]).items()}
+        shapes = {name: _shapes(site["fn"]) for name, site in latent_sites(model, x).items()}
         self.moved = [name for name, shape in shapes.items() if shape is not None]
         self._program = poutine.reparam(model, config={name: LocScaleReparam(0.0, shape_params=shapes[name]) for name in self.moved})
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from inference.mcmc.simplified import simplified
+
 __all__ = ["traced"]
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -47,10 +49,10 @@ def traced(function: Function, compiled: bool = False) -> Function:
             graph = make_fx(function)(*inputs)
         except Exception:  # whatever cannot be recorded is run as it is
             return function
+        validated = Distribution._validate_args
         graph.graph.eliminate_dead_code()
         graph.recompile()
-        validated = Distribution._validate_args
-        replay = torch.no_grad()(torch.compile(graph) if compiled else graph)
+        replay = torch.no_grad()(torch.compile(graph) if compiled else simplified(graph))
         Distribution.set_default_validate_args(validated)  # which the first call of torch.compile turns off, for everybody
 
         calls = 0

@@ -59,7 +59,7 @@ def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
     if space not in SPACES:
         raise ValueError(f"space must be {' or '.join(map(repr, SPACES))}, not {space!r}")
     n, x = len(x), x.repeat(starts, *[1] * (x.dim() - 1))
-    kinds = {name: support_kind(site["fn"].support) for name, site in latent_sites(model, x[:2]).items()}
+    kinds = {name: support_kind(site["fn"].support) for name, site in latent_sites(model, x[:n]).items()}
     values = first_values(model, x, guide, start)
     if starts > 1:
         with torch.no_grad():

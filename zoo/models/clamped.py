@@ -58,6 +58,12 @@ class Clamped(nn.Module):
         del values[self.site]
         return values
 
+    def sample_latents(self) -> dict[str, Tensor]:
+        """Draws the other latents from their priors; one sample site for each."""
+        values = dict(self.model.sample_latents({self.site: self.top}))
+        del values[self.site]
+        return values
+
     def decode(self, latents: dict[str, Tensor]) -> Tensor:
         """As of the model."""
         return self.model.decode({self.site: self.top} | latents)

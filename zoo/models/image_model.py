@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -96,6 +97,10 @@ class ImageModel(nn.Module):
             return EndpointError(decoded, self.scale, validate_args=False)
         return NormalImage(decoded, self.scale, len(self.event_shape))
 
+    def sample_latents(self, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Draws every latent from its prior, as the program does; one sample site for each that is not given."""
+        return self.descend(partial(_sample_prior, given or {}))
+
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: conditions on images ``x`` of shape ``(N, *event_shape)``, or draws ``size`` images from the prior."""
         if x is None and size is None:
@@ -104,9 +109,9 @@ class ImageModel(nn.Module):
             raise ValueError(f"images of shape {tuple(x.shape)} do not end in the model's event shape {self.event_shape}")
         size = size if x is None else x.shape[-len(self.event_shape) - 1]
         with pyro.plate("data", size):
-            latents = self.descend(_sample_prior)
+            latents = self.sample_latents()
             return pyro.sample("x", self.observation(self.decode(latents)), obs=x)
 
 
-def _sample_prior(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
-    return pyro.sample(name, family.distribution(prior))
+def _sample_prior(given: dict[str, Tensor], name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
+    return given[name] if name in given else pyro.sample(name, family.distribution(prior))

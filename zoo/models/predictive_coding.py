@@ -11,16 +11,19 @@ Marino 2022, with the normalized densities that learned precisions and any compa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.distributions.correlated import CorrelatedNormal
 from zoo.distributions.reshaped import Reshaped
+from zoo.distributions.units import normal_units
 from zoo.latents.base import Family
 from zoo.latents.correlated import CorrelatedGaussian, Correlations
+from zoo.latents.gaussian import Gaussian
 from zoo.models.image_model import UNIT_SCALE, Draw, ImageModel
 
 __all__ = ["PRECISIONS", "Level", "PredictiveCoding"]
@@ -83,6 +86,12 @@ class Level(nn.Module):
         log_scale = self.scale.log() if self.floor else self.log_scale
         return torch.stack([prediction, log_scale.expand_as(prediction)], dim=-2)
 
+    def law(self, prediction: Tensor) -> Distribution:
+        """The level's law for predictions ``(…, K)``: that of :meth:`prior`, whose scale is not written out for every image."""
+        if type(self.family) is Gaussian:
+            return normal_units(prediction, self.scale)
+        return self.family.distribution(self.prior(prediction))
+
 
 class PredictiveCoding(ImageModel):
     """A chain of levels with latent sites ``"zL"`` (top) … ``"z1"`` (next to the image) and the observation ``"x"``.
@@ -142,13 +151,21 @@ class PredictiveCoding(ImageModel):
 
     def descend(self, draw: Draw, x: Tensor | None = None) -> dict[str, Tensor]:
         """Asks ``draw`` for each level, the top first."""
+        return self._walk(lambda name, level, prediction: draw(name, level.family, level.prior(prediction)))
+
+    def _walk(self, value_of: Callable[[str, Level, Tensor], Tensor]) -> dict[str, Tensor]:
         prediction, values = self.top, {}
         for number in range(len(self.levels), 0, -1):
-            level, name = self.levels[number - 1], f"z{number}"
-            values[name] = draw(name, level.family, level.prior(prediction))
+            name = f"z{number}"
+            values[name] = value_of(name, self.levels[number - 1], prediction)
             if number > 1:
                 prediction = self.predict(number - 1, values[name])
         return values
+
+    def sample_latents(self, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Draws every latent from its prior, as the program does; one sample site for each that is not given."""
+        given = given or {}
+        return self._walk(lambda name, level, prediction: given[name] if name in given else pyro.sample(name, level.law(prediction)))
 
     def predict(self, level: int, z: Tensor) -> Tensor:
         """What level ``level + 1`` predicts of level ``level`` (0: the image) at its values ``z``."""

@@ -79,6 +79,10 @@ class Transformed(nn.Module):
         """y, which encoders are given in the place of the image, ``(…, *event_shape)``."""
         return self.flow.whiten(x)[0]
 
+    def sample_latents(self, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """As of the inner model."""
+        return self.model.sample_latents(given)
+
     def descend(self, draw: Draw, x: Tensor | None = None) -> dict[str, Tensor]:
         """The inner model's walk."""
         return self.model.descend(draw, x)

@@ -1,0 +1,148 @@
+"""A recorded graph with less to do: no operations that change nothing, and those on constants alone done only when a constant has changed.
+
+Handlers and autograd leave many of both: copies, detached values, scales and their logarithms, which are the same at every step of a chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+__all__ = ["simplified"]
+
+aten = torch.ops.aten
+FILLED = {aten.ones_like.default: 1.0, aten.new_ones.default: 1.0, aten.zeros_like.default: 0.0, aten.new_zeros.default: 0.0}
+COPIES = {aten.detach.default, aten.alias.default, aten.expand.default, aten.view.default, aten._unsafe_view.default}
+RANDOM = torch.Tag.nondeterministic_seeded
+
+
+def simplified(recorded: GraphModule) -> Callable[..., tuple[Tensor, ...]]:
+    """The same function as a graph recorded by ``make_fx``, without gradients.
+
+    What depends on the graph's constants alone (parameters, buffers, images) is kept until one of them is written to, as its version
+    counter tells; writing through ``.data`` goes by unseen. A graph that writes to tensors in place is left as it is.
+    """
+    graph = recorded.graph
+    if any(isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable for node in graph.nodes):
+        return recorded
+    for node in list(graph.nodes):
+        _forward_unchanged(node)
+        _fill(graph, node)
+    graph.eliminate_dead_code()
+    constant: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and _steady(node, constant)):
+            constant.add(node)
+    for node in list(graph.nodes):
+        _gather(graph, node, constant)
+    graph.eliminate_dead_code()
+    before = [node for node in graph.nodes if node in constant]
+    kept = [node for node in before if any(user not in constant for user in node.users)]
+    tensors = {node.target: _attribute(recorded, node.target) for node in before if node.op == "get_attr"}
+    if not kept or any(value.is_inference() for value in tensors.values()):
+        recorded.recompile()
+        return recorded
+    prologue = GraphModule(recorded, _prologue(before, kept)).forward  # what a module's call does beside is felt
+    body = GraphModule(recorded, _body(graph, constant, kept)).forward
+    held: list[object] = [None, ()]
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        versions = [(value._version, value.data_ptr()) for value in tensors.values()]
+        if held[0] != versions:
+            held[:] = versions, prologue()
+        return body(*held[1], *inputs)
+
+    return run
+
+
+def _forward_unchanged(node: Node) -> None:
+    """Lets users of a node that changes nothing take its input."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
+        return  # no operation, or one of numbers alone
+    source, same = node.args[0], False
+    if _kind(node) is None or _kind(node) != _kind(source):
+        return
+    if node.target in COPIES:
+        same = True
+    elif node.target is aten.pow.Tensor_Scalar:
+        same = node.args[1] == 1
+    elif node.target is aten.add.Tensor:
+        same = isinstance(node.args[1], float | int) and node.args[1] == 0
+    if same:
+        node.replace_all_uses_with(source)
+
+
+def _fill(graph: Graph, node: Node) -> None:
+    """Makes tensors of zeros or ones without the tensor whose shape they have."""
+    value = node.meta.get("val")
+    if node.op == "call_function" and node.target in FILLED and isinstance(value, Tensor):
+        with graph.inserting_before(node):
+            full = graph.call_function(aten.full.default, (list(value.shape), FILLED[node.target]),
+                                       {"dtype": value.dtype, "device": value.device})
+        full.meta["val"] = value
+        node.replace_all_uses_with(full)
+
+
+def _kind(node: Node) -> tuple[torch.Size, torch.dtype] | None:
+    """Shape and type of what a node gives, as recorded."""
+    value = node.meta.get("val")
+    if value is None and node.op == "get_attr":
+        value = _attribute(node.graph.owning_module, node.target)
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else None
+
+
+def _steady(node: Node, constant: set[Node]) -> bool:
+    """Whether a node is the same at every call, as long as constants are."""
+    if not isinstance(node.target, torch._ops.OpOverload) or RANDOM in node.target.tags:
+        return False
+    return node.target is aten.full.default or bool(node.all_input_nodes) and all(source in constant for source in node.all_input_nodes)
+
+
+def _gather(graph: Graph, node: Node, constant: set[Node]) -> None:
+    """(x · c) · d as x · (c · d), with c · d a constant."""
+    if node.target is not aten.mul.Tensor or node in constant:
+        return
+    last = [part for part in node.args if part in constant]
+    inner = next((part for part in node.args if part not in constant), None)
+    if len(last) != 1 or not isinstance(inner, Node) or len(inner.users) != 1:
+        return
+    if inner.target is aten.mul.Scalar:
+        x, factor, kind = inner.args[0], inner.args[1], aten.mul.Scalar
+    elif inner.target is aten.mul.Tensor and sum(part in constant for part in inner.args) == 1:
+        factor, kind = next(part for part in inner.args if part in constant), aten.mul.Tensor
+        x = next(part for part in inner.args if part not in constant)
+    else:
+        return
+    with graph.inserting_before(node):
+        product = graph.call_function(kind, (last[0], factor))
+    constant.add(product)
+    node.args = (x, product)
+
+
+def _prologue(before: list[Node], kept: list[Node]) -> Graph:
+    graph, copies = Graph(), {}
+    for node in before:
+        copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph.output(tuple(copies[node] for node in kept))
+    return graph
+
+
+def _body(whole: Graph, constant: set[Node], kept: list[Node]) -> Graph:
+    graph = Graph()
+    copies = {node: graph.placeholder(f"kept_{i}") for i, node in enumerate(kept)}
+    for node in whole.nodes:
+        if node.op == "output":  # what is handed out may be written to
+            for source in set(node.all_input_nodes) & constant:
+                copies[source] = graph.call_function(aten.clone.default, (copies[source],))
+        if node not in constant:
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    return graph
+
+
+def _attribute(module: torch.nn.Module, name: str) -> Tensor:
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module
