@@ -17,6 +17,8 @@ registry = Registry("data", {
     "rofl": ("zoo.data.rofl:rofl", "retinal optic flow with its causes: rofl/fixate-1, transl-1, obj-1, terrain-1, pursuit-1, … (n ≤ 8)"),
     "omniglot": ("zoo.data.omniglot:omniglot", "handwritten characters of five alphabets, 28 × 28, in [0, 1]; fetched"),
     "moving_patches": ("zoo.data.sequences:moving_patches", "sequences of patches under a drifting gaze, from the photographs of patches"),
+    "three_patches": ("zoo.data.three_patches:three_patches",
+                      "three overlapping patches side by side (Rao & Ballard 1999), from the photographs of patches"),
     "rofl_sequences": ("zoo.data.rofl.sequences:rofl_sequences", "optic flow along smooth motions: rofl_sequences/fixate-0, obj-1, …"),
 })
 
