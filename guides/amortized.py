@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from guides.base import Guide
+from guides.base import Guide, seen
 from zoo import networks
 
 __all__ = ["Amortized"]
@@ -33,7 +33,6 @@ class Amortized(Guide):
             self.encoder = networks.encoder(encoder, model.event_shape, outputs, bias=bias, init_scale=init_scale)
 
     def delta(self, x: Tensor) -> dict[str, Tensor]:
-        normalize = getattr(self.model, "normalize", None)  # of models behind a flow, whose latents explain the whitened image
-        output = self.encoder(x if normalize is None else normalize(x))
+        output = self.encoder(seen(self.model, x))
         parts = [output] if len(self.sizes) == 1 else output.split([count * units for count, units in self.sizes.values()], dim=-1)
         return {name: part.unflatten(-1, size) for (name, size), part in zip(self.sizes.items(), parts, strict=True)}

@@ -12,7 +12,7 @@ from torch.distributions import Cauchy, Distribution, StudentT
 from zoo.latents.base import Family
 from zoo.program import Adopted
 
-__all__ = ["Conditionals", "Fixed", "Guide", "Held", "center"]
+__all__ = ["Conditionals", "Fixed", "Guide", "Held", "center", "seen"]
 
 Conditionals = Callable[[str, Family, Tensor, Tensor | None], Tensor]
 
@@ -111,6 +111,12 @@ class Held(Guide):
 
     def conditionals(self, x: Tensor) -> Conditionals:
         return self.held
+
+
+def seen(model: nn.Module, x: Tensor) -> Tensor:
+    """What an encoder is given of images: of models behind a flow, whose latents explain the whitened images, those."""
+    normalize = getattr(model, "normalize", None)
+    return x if normalize is None else normalize(x)
 
 
 def center(distribution: Distribution) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import ComposeTransform, Distribution, Transform, constraints
 from torch.distributions.transforms import ReshapeTransform
 
+from guides.base import seen
 from zoo import networks
 from zoo.latents.base import Family
 from zoo.latents.support import support_kind
@@ -158,7 +159,7 @@ class JointGuide(RealGuide):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Draws every latent; one sample site for each, in the model's own order."""
-        parts = self.encoder(x).split([*(2 * size for size in self.sizes.values()), self.extra], dim=-1)
+        parts = self.encoder(seen(self.model, x)).split([*(2 * size for size in self.sizes.values()), self.extra], dim=-1)
         deltas = {name: part.unflatten(-1, (2, size)) for (name, size), part in zip(self.sizes.items(), parts[:-1], strict=True)}
         prepared = self.prepare(parts[-1])
         return walk(self.model, x, lambda name, family, prior: coordinates(family, prior, deltas[name]),

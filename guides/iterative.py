@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from guides.base import center
+from guides.base import center, seen
 from guides.stepwise import Deltas, Stepwise, elbo_slope, has_exact_elbo
 from guides.update_networks import NETWORKS
 from zoo.latents.base import Family
@@ -144,7 +144,7 @@ class Iterative(Stepwise):
                 size = slope.square().mean(-1, keepdim=True).sqrt() + FLOOR
                 parts += [slope / size, size.log().expand_as(slope), natural[name], memory[f"update/{name}"]]
             features[name] = torch.cat(parts, dim=-2) if parts else delta[..., :0, :]
-        image = [x.flatten(1)] if "image" in self.encodes else []
+        image = [seen(self.model, x).flatten(1)] if "image" in self.encodes else []
         if "errors" in self.encodes:
             image.append(_error(self.model, latents, x).flatten(1))
         if "gradient" not in self.encodes:

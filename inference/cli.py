@@ -23,12 +23,12 @@ def list_names(plugin: Plugin = None) -> None:
     _import_plugins(plugin)
     import guides
     from inference.methods import registry as methods
-    from zoo import data, latents, models, networks
+    from zoo import data, flows, latents, models, networks
 
     sections = {
         "latent families (each names its one-layer model)": latents.registry, "models": models.registry,
         "guides": guides.registry, "methods": methods, "encoders": networks.encoders, "decoders": networks.decoders,
-        "data": data.registry}
+        "flows": flows.registry, "data": data.registry}
     for title, registry in sections.items():
         typer.echo(f"\n{title}")
         for name, line in registry.lines().items():

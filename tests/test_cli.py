@@ -63,13 +63,13 @@ def refused(result, words):
 def test_list_names_everything():
     import guides
     from inference.methods import registry as methods
-    from zoo import data, latents, models, networks
+    from zoo import data, flows, latents, models, networks
 
     result = zoo_command("list")
     assert result.exit_code == 0
     listed = {line.split()[0]: line.strip() for line in result.stdout.splitlines() if line.startswith("  ")}
     for registry in (latents.registry, models.registry, guides.registry, methods, networks.encoders, networks.decoders,
-                     data.registry):
+                     flows.registry, data.registry):
         for name, line in registry.lines().items():
             assert name in listed and line
     assert "spike counts, Poisson prior with learned rates" in result.stdout
