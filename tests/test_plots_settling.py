@@ -110,7 +110,9 @@ def test_flow_and_sequences_are_drawn(tmp_path, shape, rows, wheel):
         assert [text.split("\n")[1] for text in first] == ["frame 1", "frame 1", f"frame {shape[0]}", f"frame {shape[0]}"]
         limit = float(first[2].split("±")[1][:-1])
         np.testing.assert_allclose(axes[5].images[0].get_array(), tiles(last[None], shape[1:], limit)[0], atol=0.05)
-        assert size.max() > 0.5 * limit
+        predicted = tiles(way.predictions["x"][-1, 0, -1:].numpy(), shape[1:], limit)[0]
+        np.testing.assert_allclose(axes[7].images[0].get_array(), predicted, atol=0.05)
+        assert size.max() > 0.5 * limit and np.abs(predicted - np.asarray(axes[2].images[0].get_array())).max() > 0.2
     assert save(figure, tmp_path / "way.png").stat().st_size > 20_000
 
 
