@@ -82,5 +82,5 @@ def test_it_is_trained_saved_and_sampled(family, tmp_path):
 
 
 def test_an_unknown_likelihood_is_refused():
-    with pytest.raises(ValueError, match="likelihood must be 'normal', 'bernoulli', 'endpoint', not 'cauchy'"):
+    with pytest.raises(ValueError, match="likelihood must be 'normal', 'bernoulli', 'categorical', 'endpoint', not 'cauchy'"):
         zoo.build("gaussian", (1, 3, 4), likelihood="cauchy")

@@ -175,7 +175,7 @@ def test_what_several_processes_refuse(both):
     for result in both[0]:
         assert "batch_size 5 cannot be divided among 2 processes" in result["refused"][0]
         assert "13 images are fewer than a batch of 14, which 2 processes share" in result["refused"][1]
-        assert "'mcmc' keeps chains of all images in one process" in result["refused"][2]
+        assert "'mcmc' keeps latents of all images in one process" in result["refused"][2]
         assert result["refused"][3] == "not the same: 0, 1 by process"
 
 

@@ -62,7 +62,8 @@ class Target:
                                  "unconstrained coordinates is known") from None
             event_shape = site["fn"].event_shape
             self.shapes[name] = tuple(self.transforms[name].inverse_shape(event_shape)) if event_shape else ()
-        self._check_supports()
+        if not of_values:
+            self._check_supports()
         self.size = sum(prod(shape) for shape in self.shapes.values())
 
     def _check_supports(self) -> None:
