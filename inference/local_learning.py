@@ -40,7 +40,7 @@ def local_gradients(model: PredictiveCoding | Clamped, latents: dict[str, Tensor
 
     Raises:
         TypeError: for another model.
-        ValueError: for predictions by more than one layer of synapses, or missing latents.
+        ValueError: for predictions by more than one layer of synapses or by columns of a given length, or missing latents.
     """
     chain = _chain(model)
     sites = predicted_sites(model, latents, x)
@@ -70,13 +70,16 @@ def synaptic_gradients(chain: PredictiveCoding, values: dict[str, Tensor], error
         errors: Weighted errors of ``"x"``, ``(…, N, *event_shape)``, and of all levels but the top, ``(…, N, K)``.
 
     Raises:
-        ValueError: for predictions by more than one layer of synapses.
+        ValueError: for predictions by more than one layer of synapses, or by columns of a given length.
     """
     found = {}
     for number, mapping in enumerate(chain.maps):
         if not isinstance(mapping, Prediction):
             raise ValueError(f"the prediction of level {number} has layers of its own ({type(mapping).__name__}), inside which learning is "
                              "backpropagation; local rules are of one layer of synapses: build the chain with hidden=None")
+        if mapping.norm is not None:
+            raise ValueError(f"the synapses of a unit of level {number + 1} share a length, so that each one's change takes all of "
+                             "them; local rules are of free weights: build the chain with norm=None")
         error = errors["x"].flatten(-len(chain.event_shape)) if number == 0 else errors[f"z{number}"]
         activity = mapping.presynaptic(chain.levels[number].family.code(values[f"z{number + 1}"]))
         activity = activity.expand(*error.shape[:-1], activity.shape[-1])

@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import guides
 import inference
 import zoo
+from inference.local_learning import local_gradients
 from inference.methods.local import ascent
 from zoo.error_space import ErrorSpace
 from zoo.models.predictive_coding import Level, PredictiveCoding
@@ -352,3 +353,21 @@ def test_what_a_guide_makes_of_a_learned_scale_is_what_its_closed_form_says(seen
         guide = guides.build(name, model, encoder="lin")
         inference.fit(model, guide, seen, steps=400, batch_size=1000, lr=0.04, particles=2, beta_start=1.0, progress=False)
         assert model.levels[0].scale.item() == pytest.approx(expected, abs=0.05), name
+
+
+def test_receptive_fields_of_a_given_length_keep_it_however_trained():
+    model = zoo.build("rao_ballard", (3, 4, 4), levels=(6, 4), family="laplace", lower="student_t", norm=2.0)
+    x = torch.randn(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    check_model(model, x[:4])
+    free = [part.weight.detach().clone() for part in model.maps]
+    inference.fit(model, None, x, method="map", dynamics={"steps": 3}, steps=5, batch_size=10, lr=0.1, progress=False)
+    lengths = model.maps[0].synapses.norm(dim=-2)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 2.0))
+    assert all(not torch.allclose(part.weight, before, atol=1e-3) for part, before in zip(model.maps, free, strict=True))
+    z = {"z2": torch.randn(4, 4), "z1": torch.randn(4, 6)}
+    blocks = torch.block_diag(*model.maps[0].synapses)
+    torch.testing.assert_close(model.decode(z).flatten(1), z["z1"] @ blocks.mT)
+    with pytest.raises(ValueError, match="share a length"):
+        local_gradients(model, z, x[:4])
+    with pytest.raises(ValueError, match="norm must be positive"):
+        zoo.build("rao_ballard", norm=0.0)

@@ -73,7 +73,8 @@ def test_its_example_of_a_hierarchy_runs(capsys):
 def test_its_example_of_predictive_coding_runs(capsys):
     code = next(block for block in blocks("python") if "settling(" in block)
     small = code.replace("steps=200, batch_size=100", "steps=2, batch_size=100, progress=False").replace('"steps": 20', '"steps": 2')
-    small = small.replace("[:50]", "[:4]").replace("steps=100", "steps=3").replace('start="map")', 'start="map", draws=4, warmup=4, chains=2)')
+    small = small.replace("[:50]", "[:4]").replace("steps=100", "steps=3")
+    small = small.replace('start="map")', 'start="map", draws=4, warmup=4, chains=2)')
     assert small.count("steps=3") == 2 and "draws=4" in small and "progress=False" in small and "[:4]" in small
     exec(compile(small, "README.md", "exec"), {name: __import__(name) for name in ("zoo", "inference")})
     assert "maps.0.weight" in capsys.readouterr().out

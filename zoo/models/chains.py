@@ -65,8 +65,8 @@ def predictive_coding(event_shape: tuple[int, ...] | None = None, levels: Sequen
 
 
 def rao_ballard(event_shape: tuple[int, ...] = (3, 16, 16), levels: Sequence[int] = (96, 128), family: str = "student_t", *,
-                df: float = 3.0, modules: int = 3, activation: str = "identity", level_scale: float = 10**0.5, scale: float = 1.0,
-                gain: float = 0.1) -> PredictiveCoding:
+                df: float = 3.0, lower: str = "gaussian", modules: int = 3, activation: str = "identity", level_scale: float = 10**0.5,
+                scale: float = 1.0, norm: float | None = None, gain: float = 0.1) -> PredictiveCoding:
     """The network of Rao & Ballard 1999: modules that each see one of several patches side by side, and a level that predicts them all.
 
     Its energy, to which a sparse prior adds α Σ log(1 + r²) / 2 in units where the image's error has the weight ½, has no normalized
@@ -77,10 +77,13 @@ def rao_ballard(event_shape: tuple[int, ...] = (3, 16, 16), levels: Sequence[int
         levels: Units of the modules together, and of the second level; one number for a single level.
         family: Prior of the highest level: ``"student_t"``, ``"laplace"`` or ``"gaussian"``.
         df: Degrees of freedom ν of Student's t: its density is (1 + r²)^(−(ν + 1) / 2) at a scale of 1/√ν; 1 is the Cauchy law.
+        lower: Law of the first level around what the second predicts of it: ``"gaussian"``, or a sparse one of the same names.
         modules: Number of modules, one for each patch.
         activation: The nonlinearity of predictions, f(U r): ``"identity"`` or ``"tanh"``.
-        level_scale: σ of the top-down prediction error.
+        level_scale: σ of the top-down prediction error (scale of another law).
         scale: σ of a pixel.
+        norm: Length of every first-level unit's receptive field, as of atoms in sparse coding; free if None: then a point estimate can make
+            a sparse prior vanish, by longer fields and smaller values.
         gain: Weights start as N(0, gain² / K).
 
     Raises:
@@ -91,11 +94,11 @@ def rao_ballard(event_shape: tuple[int, ...] = (3, 16, 16), levels: Sequence[int
         raise ValueError(f"the network has one level or two, not {len(units)}; use 'predictive_coding' for others")
     if len(event_shape) != 3 or event_shape[0] != modules:
         raise ValueError(f"each of {modules} modules sees one patch: images must be ({modules}, height, width), not {tuple(event_shape)}")
-    top = families["student_t"](df) if family == "student_t" else _family(family)
+    top, below = (families["student_t"](df) if name == "student_t" else _family(name) for name in (family, lower))
     built = [Level(top, units[-1], scale=_own_scale(top, True))]
-    maps: list[nn.Module] = [Prediction(units[0], event_shape, after=activation, bias=False, modules=modules, gain=gain)]
+    maps: list[nn.Module] = [Prediction(units[0], event_shape, after=activation, bias=False, modules=modules, norm=norm, gain=gain)]
     if len(units) == 2:
-        built.insert(0, Level(_family("gaussian"), units[0], scale=level_scale))
+        built.insert(0, Level(below, units[0], scale=level_scale))
         maps.append(Prediction(units[1], units[0], after=activation, bias=False, gain=gain))
     return PredictiveCoding(maps, built, tuple(event_shape), prior=top.initial_prior(units[-1]), scale=scale)
 

@@ -25,6 +25,7 @@ class Prediction(nn.Module):
         bias: Whether there is a ``b``, which starts at 0.
         modules: Number of modules side by side, each with its share of units above and below and no synapses between them: ``W`` has
             shape (modules, M / modules, K / modules).
+        norm: Length that every unit's column of ``W`` has within its module, however trained, as of atoms in sparse coding; free if None.
         gain: Weights start as N(0, gain² / K) (of a module), drawn from torch's global generator.
 
     Raises:
@@ -32,7 +33,7 @@ class Prediction(nn.Module):
     """
 
     def __init__(self, units: int, out_shape: int | Sequence[int], *, before: str = "identity", after: str = "identity", bias: bool = True,
-                 modules: int = 1, gain: float = 1.0) -> None:
+                 modules: int = 1, norm: float | None = None, gain: float = 1.0) -> None:
         super().__init__()
         for name in (before, after):
             if name not in ACTIVATIONS:
@@ -41,7 +42,9 @@ class Prediction(nn.Module):
         outputs = prod(self.out_shape)
         if modules < 1 or units % modules or outputs % modules:
             raise ValueError(f"{modules} modules do not share {units} units above and {outputs} below evenly")
-        self.before, self.after, self.module_count = before, after, modules
+        if norm is not None and not norm > 0.0:
+            raise ValueError(f"norm must be positive, or None, not {norm}")
+        self.before, self.after, self.module_count, self.norm = before, after, modules, norm
         shape = (outputs, units) if modules == 1 else (modules, outputs // modules, units // modules)
         self.weight = nn.Parameter(gain * torch.randn(shape) / (units // modules) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
@@ -51,6 +54,11 @@ class Prediction(nn.Module):
         """Whether the prediction is linear in the values."""
         return self.before == self.after == "identity"
 
+    @property
+    def synapses(self) -> Tensor:
+        """``W``: the weights, at the length that their columns must have."""
+        return self.weight if self.norm is None else self.norm * nn.functional.normalize(self.weight, dim=-2)
+
     def presynaptic(self, z: Tensor) -> Tensor:
         """g(z), what the synapses receive."""
         return ACTIVATIONS[self.before](z)
@@ -58,8 +66,8 @@ class Prediction(nn.Module):
     def drive(self, activity: Tensor) -> Tensor:
         """``W a + b`` of presynaptic activity ``(…, K)``, ``(…, M)``."""
         if self.module_count == 1:
-            return nn.functional.linear(activity, self.weight, self.bias)
-        parts = activity.unflatten(-1, (self.module_count, -1)).unsqueeze(-2) @ self.weight.mT
+            return nn.functional.linear(activity, self.synapses, self.bias)
+        parts = activity.unflatten(-1, (self.module_count, -1)).unsqueeze(-2) @ self.synapses.mT
         drive = parts.flatten(-3)
         return drive if self.bias is None else drive + self.bias
 

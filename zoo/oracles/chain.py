@@ -186,7 +186,7 @@ def linear_chain(levels: tuple[int, ...] = (16, 8), event_shape: tuple[int, ...]
 
 def _weight(part: Prediction) -> Tensor:
     """The map's matrix ``(M, K)``; of modules side by side, a block-diagonal one."""
-    weight = part.weight.double()
+    weight = part.synapses.double()
     return weight if weight.dim() == 2 else torch.block_diag(*weight)
 
 
