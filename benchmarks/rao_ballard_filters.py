@@ -48,7 +48,7 @@ def main() -> None:
     rows = {name: [_orientation(columns) for columns in parts] for name, parts in filters.items()}
     record("rao_ballard_filters", {"setting": vars(options), "orientation": rows}, seed=options.seeds[0], notes=NOTES)
     share = rows["laplace"][0]["oriented_fraction"]
-    title = f"Fields that predictive coding learns under a Laplace prior ({share:.0%} oriented)"
+    title = f"Receptive fields, Laplace prior: {100 * share:.0f} % oriented"
     save(plot_dictionary(filters["laplace"][0], (1, 16, 16), title=title), RESULTS / "rao_ballard_filters.png")
 
 

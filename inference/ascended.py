@@ -68,6 +68,10 @@ def ascended(method: str, objective: str, model: nn.Module, guide: nn.Module | N
                              "objective nor a stream, of which no image comes up twice")
         x = images_of(data).to(batches.device)
         if method == "map":
+            known = [name for name in signature(MapEM).parameters if name not in ("model", "guide", "x", "batch_size", "seed")]
+            unknown = [name for name in dynamics if name not in known]
+            if unknown or particles is not None:
+                raise ValueError(f"the method 'map' has no {', '.join(unknown) or 'particles'}; its dynamics accept: {', '.join(known)}")
             learner = MapEM(model, guide, x, **dynamics, **em)
             return Ascended(learner.bound, learner, learner.batches, 1, exact=True)
         particles = 1 if particles is None else particles

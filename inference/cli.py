@@ -44,7 +44,7 @@ def fit(
     objective: Annotated[str | None, typer.Option(help="exact, elbo, iwae, dreg, rws, relative, …; exact where possible.")] = None,
     latents: Annotated[int | None, typer.Option(help="Number of latents; 512 (rofl: 128), or 64 on the smoke budget.")] = None,
     family: Annotated[str | None, typer.Option(help="Of a hierarchy: one latent family, or one for each scale or group, top-down: "
-                                                    "gaussian,poisson,poisson.")] = None,
+                                                    "gaussian,poisson,poisson; of predictive coding, z1 first.")] = None,
     decoder: Annotated[str | None, typer.Option(help="lin (if not given), mlp or conv; of one-layer models.")] = None,
     encoder: Annotated[str | None, typer.Option(help="lin (if not given), mlp or conv; of guides that have one.")] = None,
     guide: Annotated[str | None, typer.Option(help="The guide to train with: hierarchical for hierarchies, else amortized; iterative, "

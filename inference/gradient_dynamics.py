@@ -52,7 +52,8 @@ def ascend(target: Target, u: Tensor, *, steps: int, lr: float | Tensor | None =
         target: The density.
         u: Where to start, ``(N, K)``.
         lr: Size of a step. Of ``"adam"`` .1 if None. Of ``"gradient"``, u ← u + lr · gradient, with one lr for all images or one for each,
-            ``(N, 1)``; if None what is stable for each image at its start (:func:`stable_step`).
+            ``(N, 1)``; if None what is stable for each image at its start (:func:`stable_step`), halved for an image whenever it
+            would step to a lower density, a step that is not taken.
         optimizer: ``"adam"``, which is robust against scale, or ``"gradient"``, the dynamics as written.
         decay: Whether the steps of ``"adam"`` fall to 0 by a cosine.
 
@@ -66,11 +67,15 @@ def ascend(target: Target, u: Tensor, *, steps: int, lr: float | Tensor | None =
     u = u.detach().clone()
     here = Moment(u, *target.value_and_grad(u))
     if optimizer == "gradient":
-        lr = stable_step(target, u) if lr is None and steps else lr
+        found = lr is None
+        lr = stable_step(target, u) if found and steps else lr
         yield here
         for _ in range(steps):
             u = torch.addcmul(here.u, here.gradient, lr) if isinstance(lr, Tensor) else here.u.add(here.gradient, alpha=lr)
-            here = Moment(u, *target.value_and_grad(u))
+            there = Moment(u, *target.value_and_grad(u))
+            if found:
+                there, lr = _no_lower(here, there, lr)
+            here = there
             yield here
         return
     lr = ADAM_LR if lr is None else lr
@@ -84,6 +89,14 @@ def ascend(target: Target, u: Tensor, *, steps: int, lr: float | Tensor | None =
         at = u.clone()
         here = Moment(at, *target.value_and_grad(at))
         yield here
+
+
+def _no_lower(here: Moment, there: Moment, lr: Tensor) -> tuple[Moment, Tensor]:
+    """Where each image is after a step that it takes unless its density falls by more than rounding; and its next step size."""
+    slack = 10.0 * torch.finfo(here.value.dtype).eps * (1.0 + here.value.abs())
+    worse = ~(there.value >= here.value - slack).unsqueeze(-1)
+    u, gradient = torch.where(worse, here.u, there.u), torch.where(worse, here.gradient, there.gradient)
+    return Moment(u, torch.where(worse[..., 0], here.value, there.value), gradient), torch.where(worse, 0.5 * lr, lr)
 
 
 def stable_step(target: Target, u: Tensor, *, iterations: int = 30) -> Tensor:

@@ -50,7 +50,7 @@ def local_gradients(model: PredictiveCoding | Clamped, latents: dict[str, Tensor
         site = sites.get(f"z{number}")
         if site is not None and isinstance(getattr(level, "log_scale", None), nn.Parameter):
             found[f"levels.{number - 1}.log_scale"] = _scale_gradient(site, 1, level.scale, level.floor, level.log_scale)
-    if isinstance(chain.log_scale, nn.Parameter):
+    if isinstance(chain.log_scale, nn.Parameter) and sites["x"].located:
         found["log_scale"] = _scale_gradient(sites["x"], len(chain.event_shape), chain.scale, chain.floor, chain.log_scale)
     top = sites.get(f"z{len(chain.levels)}")
     if top is not None and isinstance(chain.top, nn.Parameter):

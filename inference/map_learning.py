@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from guides.base import center
 from guides.bounds import Bound
 from guides.objectives.base import exact_draws, without_kl
 from guides.objectives.wake_sleep import log_posterior
@@ -25,6 +26,7 @@ from zoo.density import latent_sites, log_joint
 from zoo.error_space import ErrorSpace
 from zoo.frozen import frozen
 from zoo.latents.base import Family
+from zoo.latents.correlated import Correlations
 from zoo.latents.support import support_kind
 from zoo.models.clamped import Clamped
 
@@ -70,6 +72,9 @@ class MapEM(nn.Module):
                  clamped: Mapping[str, Tensor] | None = None, steps: int = 50, lr: float | None = None, optimizer: str = "gradient",
                  space: str = "states", start: str = "prior", incremental: bool = False, rule: str = "autograd") -> None:
         super().__init__()
+        if guide is not None and clamped:
+            raise ValueError("a guide infers all latents of a model, of which one is clamped here: learn without a guide")
+        batch_size = min(batch_size, len(x))
         _check(guide, steps=steps, lr=lr, optimizer=optimizer, space=space, start=start, incremental=incremental, rule=rule)
         index = torch.arange(len(x), device=x.device)
         batches: Batches = batches_of(index, batch_size, seed=seed, event_shape=None, device=None)
@@ -93,6 +98,8 @@ class MapEM(nn.Module):
             raise ValueError(f"the learned scale of {', '.join(loose)} has no floor: with point estimates log p(x, z) has no upper bound, "
                              "as the scale goes to 0; give it a floor, fix it (precision='fixed', learn_prior=False), or learn it with a "
                              "guide that has a width")
+        if rule == "local" and any(isinstance(part, Correlations) for part in model.modules()):
+            raise ValueError("correlations of noise have no local rule: use rule='autograd', or the precisions 'scalar' or 'diagonal'")
         self.register_buffer("u", x.new_zeros(batch_size, self._density().size))
         self.register_buffer("kept", x.new_zeros(len(x) if start == "last" else 0, self.u.shape[1]))
         self.register_buffer("seen", torch.zeros(len(self.kept), dtype=torch.bool, device=x.device))
@@ -190,7 +197,8 @@ class MapEM(nn.Module):
 
 
 def without_floor(model: nn.Module, x: Tensor) -> list[str]:
-    """The latents of a model whose scale is learned and stays above nothing but 0 (the attribute ``floors`` of a model says otherwise)."""
+    """The sites of a model whose learned scale a point estimate could let vanish: latents, and the image if there are as many latents as
+    pixels, with no floor (the attribute ``floors`` of a model, by site). Programs from outside the zoo do not tell."""
     floors, found = getattr(model, "floors", {}), []
     learned = [p for p in model.parameters() if p.requires_grad]
 
@@ -201,11 +209,15 @@ def without_floor(model: nn.Module, x: Tensor) -> list[str]:
             if any(slope is not None and bool((slope != 0).any()) for slope in slopes):
                 found.append(name)
         law = family.distribution(prior)
-        return law.mean.expand(len(x), *law.event_shape)
+        return center(law).expand(len(x), *law.event_shape)
 
     if hasattr(model, "descend") and hasattr(model, "observation"):
         with torch.enable_grad():
             model.descend(look, x)
+    image = getattr(model, "log_scale", None)
+    many = sum(units for _, units in getattr(model, "latents", {}).values()) >= x[0].numel()
+    if isinstance(image, nn.Parameter) and image.requires_grad and many and not floors.get("x", 0.0):
+        found.append("x")
     return found
 
 

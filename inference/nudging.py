@@ -91,10 +91,11 @@ def settled(supervised: Clamped, targets: Tensor, *, power: float = 1.0, toleran
         target.beta = power
         start = target.unconstrain(forward_pass(supervised))
         first = None
-        for moment in ascend(target, start, steps=max_steps, lr=stable_step(target, start), optimizer="gradient"):
+        lr = stable_step(target, start) / max(1.0, abs(power))  # which is that of power 1
+        for moment in ascend(target, start, steps=max_steps, lr=lr, optimizer="gradient"):
             first = moment.slope if first is None else first
             if (moment.slope <= tolerance * first).all():
                 return target.constrain(moment.u)
     left = (moment.slope / first).max().item()
     raise ValueError(f"activities did not settle in {max_steps} steps: the slope is {left:.1e} times that at the start, not "
-                     f"{tolerance:.1e}; take a smaller beta, a larger tolerance or more steps")
+                     f"{tolerance:.1e}; take more steps or a larger tolerance, or, for a small beta, float64")

@@ -10,7 +10,7 @@ from inference.draft import Draft
 from inference.methods.run import infer
 from inference.plots.prior_samples import plot_prior_samples
 from inference.plots.traversal import plot_traversals
-from inference.traversals import most_active, prior_mean, resample, traverse
+from inference.traversals import Traversal, most_active, prior_mean, resample, traverse
 
 __all__ = ["prior_samples", "traversals"]
 
@@ -39,15 +39,22 @@ def traversals(draft: Draft, model: nn.Module, guide: nn.Module, x: Tensor, leve
     activity = kl or {site: value.flatten(1).var(0, correction=0) for site, value in found.items()}
     z = {site: value.mean(0) for site, value in found.items()} if coded else prior_mean(model)
     chosen = most_active(model, activity, levels, max(1, min(3, 9 // len(levels))) if len(levels) > 1 else 6)
-    rows = [traverse(model, z, site, unit, codes=found[site] if coded else None) for site, unit in chosen]
+    rows = [_swept(model, z, site, unit, found[site] if coded else None) for site, unit in chosen]
     figure = plot_traversals(rows, levels=levels if len(levels) > 1 else None, kl=kl or None)
     which = "cost most" if kl else "vary most over images"
     how = (f"means over {len(x)} test images: from the 1 % to the 99 % quantile of their codes." if coded else
            "prior's means: real ones over two standard deviations of their prior, given the latents above, to either side; counts from 0; "
-           "one-hots through their most probable categories.")
+           "one-hots through their most probable categories. Where the image sees the lowest level alone, the others "
+           "follow.")
     told = ", and its KL," if kl else ""
     draft.section("Traversals", f"The latents that {which} at each level, swept with all others held at their {how} "
                   f"The site and the unit's number{told} are to the left.", "traversals", figure)
+
+
+def _swept(model: nn.Module, z: Mapping[str, Tensor], site: str, unit: int, codes: Tensor | None) -> Traversal:
+    """With the other latents held; where the image is then always the same, those below follow the swept one by their prior's means."""
+    row = traverse(model, z, site, unit, codes=codes)
+    return row if (row.images != row.images[:1]).any() else traverse(model, z, site, unit, below="prior", codes=codes)
 
 
 def _typical(x: Tensor) -> Tensor:

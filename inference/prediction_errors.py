@@ -108,6 +108,6 @@ def predicted_sites(model: nn.Module, latents: dict[str, Tensor], x: Tensor) -> 
         model.descend(draw, x)
         decoded = model.decode(latents)
         decoded = decoded.expand(torch.broadcast_shapes(decoded.shape, x.shape))
-        see("x", x, decoded, model.observation, not model.observation(decoded).support.is_discrete)
+        see("x", x, decoded, model.observation, not model.observation(decoded).support.is_discrete and not hasattr(model, "normalize"))
     count(sum(terms), gradient=True)
     return found

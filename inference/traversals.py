@@ -77,6 +77,7 @@ def traverse(model: nn.Module, z: Mapping[str, Tensor], site: str, unit: int, *,
 
     with pyro.validation_enabled(False):
         images = model.observation(model.decode(model.descend(follow))).mean
+        images = images.expand(len(swept[0][1]), *images.shape[-len(model.event_shape):])  # of a latent that the image does not see
     (first, labels), = swept
     return Traversal(site, first, labels, images)
 

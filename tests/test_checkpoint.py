@@ -120,3 +120,17 @@ def test_atomic_files_and_folders(tmp_path):
         (temporary / "new").write_text(json.dumps(1))
     assert path.read_text() == "new" and [p.name for p in folder.iterdir()] == ["new"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "f"]
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("rao_ballard", {"levels": (6, 4), "norm": 1.0}), ("linear_chain", {}),
+    ("predictive_coding", {"levels": (6, 4), "family": "laplace,student_t"}),
+    ("predictive_coding", {"levels": (6, 4), "precision": "full,diagonal"})], ids=str)
+def test_chains_come_back_with_the_shape_of_their_images(tmp_path, name, options):
+    shape = (3, 4, 4)
+    model = zoo.build(name, shape, seed=3, **options)
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).dtype)
+    values = {site: value[0, 0] for site, value in inference.infer(model, x, "map", steps=2).samples.items()}
+    checkpoint.save(tmp_path / "chain", model)
+    again = checkpoint.load(tmp_path / "chain")[0]
+    assert torch.equal(inference.log_joint(again, values, x), inference.log_joint(model, values, x))

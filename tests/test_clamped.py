@@ -92,3 +92,12 @@ def test_refusals():
     clamped = Clamped(model, {"z2": torch.ones(4, 2)})
     with pytest.raises(ValueError, match="for 4 images, not for 3"):
         clamped(None, size=3)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 9), (4, 1, 8)], ids=str)
+def test_values_of_another_shape_are_refused(shape):
+    model = zoo.build("predictive_coding", (1, 2, 2), levels=(5, 8))
+    with pytest.raises(ValueError, match=r"values of 'z2' must be finite, of shape \(N, 8\)"):
+        Clamped(model, {"z2": torch.zeros(shape)})
+    with pytest.raises(ValueError, match="must be finite"):
+        Clamped(model, {"z2": torch.full((4, 8), torch.nan)})

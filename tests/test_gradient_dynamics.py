@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -204,3 +206,21 @@ def test_the_toy_of_monte_carlo_predictive_coding(lr, variance):
     found, error = covariance_with_errors(samples)
     assert abs(found - variance) < 4 * error and error < 0.02 * variance
     assert abs(samples.mean() - 0.44) < 4 * (found / ess(samples)).sqrt()
+
+
+def test_a_step_size_that_was_found_never_steps_down():
+    """A curvature that grows on the way, of a bright image under exp(z): a fixed stable step of the start would run away."""
+
+    def program(x=None, size=None):
+        with pyro.plate("data", len(x) if x is not None else size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z.exp(), 0.1).to_event(1), obs=x)
+
+    x = torch.tensor([[1.5], [30.0], [0.2]])
+    target = Target(program, x, of_values=True)
+    values = torch.stack([moment.value for moment in ascend(target, torch.zeros(3, 1), steps=400, optimizer="gradient")])
+    assert values.isfinite().all() and (values.diff(dim=0) >= -1e-4 * values[1:].abs().clamp(min=1.0)).all()
+    exact = inference.infer(program, x, "map", steps=2000).stats["log_joint"]
+    torch.testing.assert_close(values[-1], exact, rtol=1e-3, atol=1e-2)
+    with pytest.warns(RuntimeWarning, match="the ascents of 1 of 3 images, image 1 among them"):
+        inference.infer(program, x, "map", optimizer="gradient", lr=0.009, steps=50)

@@ -18,6 +18,7 @@ from inference.mcmc.target import Target
 from inference.methods.point import first_values
 from zoo.data import rofl
 from zoo.density import counting, log_joint
+from zoo.latents.student_t import StudentT
 from zoo.models.clamped import Clamped
 from zoo.oracles import LinearChain, linear_chain
 from zoo.testing import check_model
@@ -462,3 +463,32 @@ def test_what_stands_in_for_a_guide_passes_its_temperature_on():
     learner.temperature, alone.temperature = 0.5, 0.5
     assert guide.temperature == 0.5 and learner.temperature == 0.5 and alone.temperature == 0.0
     assert isinstance(learner, nn.Module) and set(dict(learner.named_parameters())) == {f"guide.{n}" for n, _ in guide.named_parameters()}
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"clamped": {"z2": torch.zeros(12, 3)}, "guided": True}, "a guide infers all latents of a model, of which one is clamped"),
+    ({"dynamics": {"iterations": 3}}, "the method 'map' has no iterations; its dynamics accept: clamped, steps, lr"),
+    ({"particles": 5}, "the method 'map' has no particles"),
+    ({"dynamics": {"rule": "local"}, "built": {"precision": "full,fixed"}}, "correlations of noise have no local rule"),
+    ({"built": {"levels": (8, 3), "learn_scale": "image", "floor": 0.0}}, "the learned scale of x has no floor")],
+    ids=lambda value: str(value)[:40])
+def test_what_cannot_be_learned_is_refused(options, words):
+    options = dict(options)
+    model = zoo.build("predictive_coding", (1, 2, 2), **{"levels": (4, 3)} | options.pop("built", {}))
+    guide = guides.build("amortized", model) if options.pop("guided", False) else None
+    with pytest.raises(ValueError, match=words):
+        inference.fit(model, guide, random(12, 1, 2, 2), steps=1, **FIT, **options)
+
+
+def test_fewer_images_than_a_batch_and_laws_without_a_mean():
+    model = zoo.build("predictive_coding", (1, 2, 2), levels=(4, 3), family=(StudentT(1.0), StudentT(1.0)))
+    history = inference.fit(model, None, random(12, 1, 2, 2), steps=3, dynamics={"steps": 2}, **FIT)
+    assert all(math.isfinite(value) for value in history.column("log_joint"))
+
+
+def test_scales_that_a_model_bounds_by_itself_are_floors():
+    flow = zoo.build("cnvae_s", (2, 17, 17))
+    assert without_floor(flow, random(2, 2, 17, 17)) == [] and min(flow.floors.values()) == 0.0
+    temporal = zoo.build("temporal", (4, 1, 2, 2), units=2, learn_state_scale=True)
+    assert without_floor(temporal, random(2, 4, 1, 2, 2)) == []
+    assert without_floor(zoo.build("gaussian", (1, 2, 2), latents=8, learn_scale="image"), random(2, 1, 2, 2)) == ["x"]

@@ -158,3 +158,14 @@ def test_sequences_are_needed():
         with pytest.raises(ValueError, match="sequences"):
             zoo.build("temporal", shape)
     assert isinstance(zoo.build("linear_dynamical_system"), LinearDynamicalSystem)
+
+
+@pytest.mark.parametrize("method", ["map", "local", "mcmc"])
+def test_sequences_are_scored_and_followed(method):
+    model = zoo.build("temporal", (4, 1, 2, 2), units=3)
+    x = torch.randn(3, 4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    options = {"map": {"steps": 50}, "local": {"steps": 20}, "mcmc": {"warmup": 10, "chains": 2}}[method]
+    posterior = inference.infer(model, x, method, draws=8, **options)
+    squares = (posterior.predict(model) - x).flatten(1).square().sum(1).mean().item()
+    found = inference.score(model, x, posterior).values["mse"]
+    assert found == pytest.approx(squares, rel=1e-4) if method == "map" else found > squares

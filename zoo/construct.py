@@ -92,7 +92,7 @@ def _named(name: str, data: Any, options: dict[str, Any]) -> nn.Module:
     model = factory(**options | shaped)
     if event_shape and tuple(model.event_shape) != event_shape:
         raise ValueError(f"the model {name!r} is of images {tuple(model.event_shape)}, not {event_shape}")
-    model.built_with = {"name": name, "event_shape": tuple(model.event_shape), **options}
+    model.built_with = {"name": name, **options, "event_shape": tuple(model.event_shape)}
     return model
 
 

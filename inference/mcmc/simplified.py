@@ -23,7 +23,8 @@ def simplified(recorded: GraphModule) -> Callable[..., tuple[Tensor, ...]]:
     """The same function as a graph recorded by ``make_fx``, without gradients.
 
     What depends on the graph's constants alone (parameters, buffers, images) is kept until one of them is written to, as its version
-    counter tells; writing through ``.data`` goes by unseen. A graph that writes to tensors in place is left as it is.
+    counter tells; writing through ``.data`` or NumPy goes by unseen, and so do fused optimizers (``fused=True``). A graph that writes to
+    tensors in place is left as it is.
     """
     graph = recorded.graph
     if any(isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable for node in graph.nodes):

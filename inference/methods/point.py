@@ -7,6 +7,7 @@ expansion are tried, the best that truly raises the density is taken, until none
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,8 @@ def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
     is left, in the coordinates that moved.
 
     Raises:
-        ValueError: for settings out of range, a missing guide, or an ascent that is no longer finite.
+        ValueError: for settings out of range, a missing guide, or if no image's ascent is finite at its end. Of some that are not is
+            warned.
     """
     if starts < 1:
         raise ValueError(f"starts must be at least 1, not {starts}")
@@ -75,9 +77,13 @@ def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
             values = _hop(model, x, values, {name: kinds[name] for name in discrete}, candidates, max_moves)
     with torch.no_grad():
         best = log_joint(model, values, x)
-    if not best.isfinite().any():
-        raise ValueError("no ascent is finite at its end; take smaller steps (lr)")
     best, which = torch.where(best.isnan(), -torch.inf, best).unflatten(0, (starts, n)).max(0)
+    lost = (~best.isfinite()).nonzero().flatten()
+    if len(lost) == n:
+        raise ValueError("no ascent is finite at its end; take smaller steps (lr)")
+    if len(lost):
+        warnings.warn(f"the ascents of {len(lost)} of {n} images, image {int(lost[0])} among them, are not finite at their end: their "
+                      "points are none; take smaller steps (lr)", RuntimeWarning, stacklevel=4)
     index = which * n + torch.arange(n, device=x.device)
     samples = {name: value.detach()[index][None, None] for name, value in values.items()}
     return Posterior("map", samples, stats={"log_joint": best} | ({} if discrete else {"slope": slope[index]}))

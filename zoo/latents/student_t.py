@@ -21,7 +21,8 @@ __all__ = ["StudentT"]
 class StudentT(Family):
     r"""Student-t latents with parameters ``loc`` and ``log_scale``; their prior has loc 0 and scale :math:`1/\sqrt\nu`.
 
-    There is no closed form of the KL divergence between two of them.
+    There is no closed form of the KL divergence between two of them. A posterior of this family keeps ν, so that the expected square of an
+    error under it, and with it an ELBO under Normal noise, is infinite up to ν = 2: take chains or points there.
 
     Arguments:
         df: Degrees of freedom ν, which posteriors keep; 1 is the Cauchy law, and up to 2 the variance is infinite.

@@ -24,7 +24,7 @@ class Clamped(nn.Module):
             be left out.
 
     Raises:
-        ValueError: for another site, or a model with no other latent.
+        ValueError: for another site, a model with no other latent, or values of another shape or not finite.
     """
 
     linear = False
@@ -35,6 +35,11 @@ class Clamped(nn.Module):
         if list(top) != sites[:1] or len(sites) < 2:
             raise ValueError(f"what can be clamped is the highest latent {sites[0]!r}, of a model with others below it; the model has "
                              f"{', '.join(sites)}; given was {', '.join(top) or 'nothing'}")
+        family, units = model.latents[sites[0]]
+        shape = tuple(family.distribution(family.initial_prior(units)).event_shape)
+        if tuple(top[sites[0]].shape[1:]) != shape or not torch.isfinite(top[sites[0]]).all():
+            raise ValueError(f"values of {sites[0]!r} must be finite, of shape (N, {', '.join(map(str, shape))}), not "
+                             f"{tuple(top[sites[0]].shape)}")
         self.model, self.site, self.event_shape = model, sites[0], model.event_shape
         self.register_buffer("top", top[self.site])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, exp, prod
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from zoo import latents as families
 from zoo.latents.base import Family
 from zoo.latents.deterministic import Deterministic
+from zoo.latents.gaussian import LOG_SCALE_LIMIT
 from zoo.models.image_model import UNIT_SCALE, Draw, ImageModel
 from zoo.networks.blocks import Conv, Expander, Nearest, cell
 
@@ -213,6 +214,11 @@ class Hierarchy(ImageModel):
     def latents(self) -> dict[str, tuple[Family, int]]:
         """``{site: (family, number of units)}`` in top-down order; of spatial groups the units of all places together."""
         return {name: (group.family, group.units * (prod(group.size) if self.spatial else 1)) for name, group in self.groups.items()}
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """What the scale of each group's prior stays above while it is learned; 0 for one with no floor."""
+        return {name: 0.0 if group.prior_net is None else exp(-LOG_SCALE_LIMIT) for name, group in self.groups.items()}
 
     @property
     def scales(self) -> list[list[str]]:

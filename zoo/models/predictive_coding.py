@@ -141,8 +141,8 @@ class PredictiveCoding(ImageModel):
 
     @property
     def floors(self) -> dict[str, float]:
-        """What the scale of each level stays above while it is learned; 0 for one with no floor."""
-        return {f"z{i + 1}": level.floor for i, level in enumerate(self.levels)}
+        """What the scale of each level, and of the image, stays above while it is learned; 0 for one with no floor."""
+        return {f"z{i + 1}": level.floor for i, level in enumerate(self.levels)} | {"x": self.floor}
 
     @property
     def scale(self) -> Tensor:

@@ -101,21 +101,26 @@ class TemporalPredictiveCoding(ImageModel):
         if min([scale] * bool(learn_scale) + [state_scale] * learn_state_scale, default=math.inf) <= floor:
             raise ValueError(f"what is learned must start above floor={floor}; got scale={scale} and state_scale={state_scale}")
         super().__init__(tuple(event_shape), scale=scale, learn_scale=learn_scale)
-        self.frame_shape, self.units, self.activation, self.family = tuple(event_shape[1:]), units, activation, Gaussian()
-        self.floors = {"log_scale": floor if learn_scale else 0.0, "state_log_scale": floor if learn_state_scale else 0.0}
+        self.frame_shape, self.units, self.activation, self._family = tuple(event_shape[1:]), units, activation, Gaussian()
+        self._floors = {"log_scale": floor if learn_scale else 0.0, "state_log_scale": floor if learn_state_scale else 0.0}
         self.transition, self.emission = _maps(units, self.frame_shape, radius, decoder_bias, init_scale, seed)
         # What is learned is stored without the floor, whose variance is added: no gradient ends at it.
         if learn_scale:
             shape = self.frame_shape if learn_scale == "pixel" else ()
             self.log_scale = nn.Parameter(torch.full(shape, _above(scale, floor)))
-        self._store("state_log_scale", torch.full((units,), _above(state_scale, self.floors["state_log_scale"])), learn_state_scale)
+        self._store("state_log_scale", torch.full((units,), _above(state_scale, self._floors["state_log_scale"])), learn_state_scale)
         first = torch.stack([torch.zeros(units), torch.full((units,), math.log(first_scale))])
         self._store("first", first, learn_prior)
 
     @property
     def latents(self) -> dict[str, tuple[Family, int]]:
         """``{"z1": (family, K), …, "zT": (family, K)}``, in the order of time."""
-        return {f"z{t}": (self.family, self.units) for t in range(1, self.event_shape[0] + 1)}
+        return {f"z{t}": (self._family, self.units) for t in range(1, self.event_shape[0] + 1)}
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """What learned scales stay above, by site; 0 for those with no floor."""
+        return {f"z{t}": self._floors["state_log_scale"] for t in range(2, self.event_shape[0] + 1)} | {"x": self._floors["log_scale"]}
 
     @property
     def scale(self) -> Tensor:
@@ -139,11 +144,11 @@ class TemporalPredictiveCoding(ImageModel):
     def descend(self, draw: Draw, x: Tensor | None = None) -> dict[str, Tensor]:
         """Walks through time: asks ``draw`` for the state at each frame, given the one before it."""
         log_scale = self.state_scale.log()
-        values = {"z1": draw("z1", self.family, self.first)}
+        values = {"z1": draw("z1", self._family, self.first)}
         for t in range(2, self.event_shape[0] + 1):
             predicted = self.transition(self.rate(values[f"z{t - 1}"]))
             prior = torch.stack([predicted, log_scale.expand_as(predicted)], dim=-2)
-            values[f"z{t}"] = draw(f"z{t}", self.family, prior, predicted)
+            values[f"z{t}"] = draw(f"z{t}", self._family, prior, predicted)
         return values
 
     def decode(self, latents: dict[str, Tensor]) -> Tensor:
@@ -170,7 +175,7 @@ class TemporalPredictiveCoding(ImageModel):
         return x.to(torch.float64).reshape(*x.shape[:2], prod(self.frame_shape))
 
     def _floored(self, name: str) -> Tensor:
-        scale, floor = getattr(self, name).exp(), self.floors[name]
+        scale, floor = getattr(self, name).exp(), self._floors[name]
         return torch.hypot(scale, torch.full_like(scale, floor)) if floor else scale
 
 

@@ -144,7 +144,7 @@ class LinearDynamicalSystem(TemporalPredictiveCoding):
         oracle = cls(model.event_shape, model.units, decoder_bias=model.emission.bias is not None,
                      learn_scale="pixel" if model.log_scale.dim() else False)
         oracle.load_state_dict(model.state_dict(), assign=True)
-        oracle.floors = dict(model.floors)
+        oracle._floors = dict(model._floors)
         return oracle.requires_grad_(False)
 
     def filtered(self, x: Tensor) -> Filtered:
