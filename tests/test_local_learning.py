@@ -58,7 +58,7 @@ ERRORS = {  # of value z, prediction p and scale s
 
 
 @pytest.mark.parametrize("left", [(), (2, 3)])
-@pytest.mark.parametrize("family", ERRORS, ids=str)
+@pytest.mark.parametrize("family", ERRORS, ids=lambda family: family if isinstance(family, str) else type(family).__name__)
 def test_errors_of_a_level(family, left):
     model, latents, x = chain(family=family, level_scale=0.7, left=left, activation="tanh")
     prediction = model.predict(1, latents["z2"])

@@ -482,7 +482,7 @@ def test_what_cannot_be_learned_is_refused(options, words):
 
 def test_fewer_images_than_a_batch_and_laws_without_a_mean():
     model = zoo.build("predictive_coding", (1, 2, 2), levels=(4, 3), family=(StudentT(1.0), StudentT(1.0)))
-    history = inference.fit(model, None, random(12, 1, 2, 2), steps=3, dynamics={"steps": 2}, **FIT)
+    history = inference.fit(model, None, random(12, 1, 2, 2).float(), steps=3, dynamics={"steps": 2}, **FIT)
     assert all(math.isfinite(value) for value in history.column("log_joint"))
 
 

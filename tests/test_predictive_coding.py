@@ -267,7 +267,7 @@ def test_gradients_are_precision_weighted_prediction_errors():
 def test_learned_scales_keep_above_their_floor():
     model = zoo.build("predictive_coding", (2, 2), levels=(3, 2), precision=["scalar", "fixed"], learn_scale="pixel", floor=0.1,
                       level_scale=0.4, scale=0.3)
-    assert model.floors == {"z1": 0.1, "z2": 0.0} and model.scale[0, 0].item() == pytest.approx(0.3)
+    assert model.floors == {"z1": 0.1, "z2": 0.0, "x": 0.1} and model.scale[0, 0].item() == pytest.approx(0.3)
     assert model.levels[0].scale.item() == pytest.approx(0.4) == model.levels[1].scale.item()
     with torch.no_grad():
         for log_scale in (model.levels[0].log_scale, model.log_scale):
