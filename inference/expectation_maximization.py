@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from guides.bounds import Bound, elbo
 from guides.objectives.base import exact_draws, without_kl
 from guides.objectives.wake_sleep import log_posterior
-from inference.batches import Batches, batches_of
+from inference.learner import Learner
 from inference.mcmc.persistent import PersistentChains
 from zoo.density import log_joint
 from zoo.frozen import frozen
@@ -24,7 +24,7 @@ from zoo.frozen import frozen
 __all__ = ["MonteCarloEM"]
 
 
-class MonteCarloEM(nn.Module):
+class MonteCarloEM(Learner):
     """Chains of all training images, and what training ascends at their states.
 
     It stands where training has a guide: its parameters are those of the guide that learns alongside, if there is one, and its state is
@@ -46,23 +46,8 @@ class MonteCarloEM(nn.Module):
     """
 
     def __init__(self, model: nn.Module, guide: nn.Module | None, x: Tensor, *, batch_size: int, seed: int = 0, **options: object) -> None:
-        super().__init__()
-        if getattr(guide, "per_image", False):
-            raise ValueError("a guide that keeps something for each of its images cannot learn from minibatches; take an 'amortized' one")
-        self.guide = guide
-        index = torch.arange(len(x), device=x.device)
-        self.batches: Batches = batches_of(index, batch_size, seed=seed, event_shape=None, device=None)
+        super().__init__(guide, x, batch_size=batch_size, seed=seed)
         self.chains = PersistentChains(model, x, batch_size=batch_size, **options)
-
-    @property
-    def temperature(self) -> float:
-        """The guide's; draws here are exact, whatever it is."""
-        return getattr(self.guide, "temperature", 0.0)
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        if self.guide is not None:
-            self.guide.temperature = value
 
     def bound(self, model: nn.Module, _: nn.Module, index: Tensor, *, beta: float = 1.0, particles: int = 1) -> Bound:
         """One E-step, and what the M-step ascends: an objective like others, but of images by their index.

@@ -17,8 +17,9 @@ from guides.base import center
 from guides.bounds import Bound
 from guides.objectives.base import exact_draws, without_kl
 from guides.objectives.wake_sleep import log_posterior
-from inference.batches import Batches, batches_of
+from inference.batches import Batches
 from inference.gradient_dynamics import OPTIMIZERS, ascend, stable_step
+from inference.learner import Learner
 from inference.local_learning import local_gradients
 from inference.mcmc.target import Target
 from inference.methods.point import SPACES, first_values
@@ -37,7 +38,7 @@ RULES = ("autograd", "local")
 AFRESH = 100  # visits after which a stable step size is looked for again, as the weights have changed
 
 
-class MapEM(nn.Module):
+class MapEM(Learner):
     """The latents of all training images, and what training ascends at their most probable values.
 
     It stands where training has a guide. Its parameters are those of the guide that learns alongside, if there is one: an encoder that is
@@ -71,16 +72,14 @@ class MapEM(nn.Module):
     def __init__(self, model: nn.Module, guide: nn.Module | None, x: Tensor, *, batch_size: int, seed: int = 0,
                  clamped: Mapping[str, Tensor] | None = None, steps: int = 50, lr: float | None = None, optimizer: str = "gradient",
                  space: str = "states", start: str = "prior", incremental: bool = False, rule: str = "autograd") -> None:
-        super().__init__()
+        batch_size = min(batch_size, len(x))
+        super().__init__(guide, x, batch_size=batch_size, seed=seed)
         if guide is not None and clamped:
             raise ValueError("a guide infers all latents of a model, of which one is clamped here: learn without a guide")
-        batch_size = min(batch_size, len(x))
         _check(guide, steps=steps, lr=lr, optimizer=optimizer, space=space, start=start, incremental=incremental, rule=rule)
-        index = torch.arange(len(x), device=x.device)
-        batches: Batches = batches_of(index, batch_size, seed=seed, event_shape=None, device=None)
-        ticks = steps if incremental else 1
+        batches, ticks = self.batches, steps if incremental else 1
         self.batches = Batches(lambda step: batches.at(step // ticks), batches.per_epoch * ticks, batches.source, batches.device)
-        self.guide, self.steps, self.lr, self.optimizer, self.start, self.rule = guide, steps, lr, optimizer, start, rule
+        self.steps, self.lr, self.optimizer, self.start, self.rule = steps, lr, optimizer, start, rule
         self.incremental, self.errors = incremental, space == "errors"
         self._model, self._target = (model,), None  # in a tuple, which nn.Module does not register
         self.register_buffer("x", x.detach(), persistent=False)
@@ -118,16 +117,6 @@ class MapEM(nn.Module):
     def program(self) -> nn.Module:
         """The model, its highest latent clamped if that is given."""
         return self._program[0]
-
-    @property
-    def temperature(self) -> float:
-        """The guide's; there are no draws here, whatever it is."""
-        return getattr(self.guide, "temperature", 0.0)
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        if self.guide is not None:
-            self.guide.temperature = value
 
     def bound(self, model: nn.Module, _: nn.Module, index: Tensor, *, beta: float = 1.0, particles: int = 1) -> Bound:
         """Inference for a batch (one step of it, if incremental), and what the weights ascend then: an objective like others, but of
@@ -233,5 +222,3 @@ def _check(guide: nn.Module | None, *, steps: int, lr: float | None, optimizer: 
         raise ValueError("incremental learning moves latents by plain gradient steps: use optimizer='gradient'")
     if guide is None and start == "guide":
         raise ValueError("start='guide' needs a guide, an encoder that learns where to start")
-    if getattr(guide, "per_image", False):
-        raise ValueError("a guide that keeps something for each of its images cannot learn from minibatches; take an 'amortized' one")

@@ -20,7 +20,7 @@ from torch.distributions import Distribution, Independent, biject_to, constraint
 
 from zoo.data.base import images_of
 from zoo.latents.base import Family
-from zoo.latents.gaussian import location_scale_natural
+from zoo.latents.location_scale import natural_gradient
 from zoo.latents.support import support_kind
 
 __all__ = ["Adopted", "Unconstrained", "adopt"]
@@ -153,4 +153,4 @@ class Unconstrained(Family):
         """None: the KL divergence is from the site's own law, which these parameters do not tell."""
 
     def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
-        return location_scale_natural(params, gradient, 2.0)
+        return natural_gradient(params, gradient, scale=2.0)

@@ -11,27 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution
 
 from zoo.distributions.units import normal_units
-from zoo.latents.base import Family
+from zoo.latents.location_scale import LocationScale, natural_gradient
 
-__all__ = ["Gaussian", "bounded_log_scale", "location_scale_natural", "residual"]
+__all__ = ["Gaussian"]
 
-LOG_SCALE_BOUND = 5.3  # Vafaii et al. 2024: log-scales are kept within ±5.3 of the prior's by a tanh
-LOG_SCALE_LIMIT = 4.0  # Vafaii, Yates & Butts 2023: log-scales l that a network computes are 4 tanh(l / 4)
 ACTIVATIONS = ("identity", "relu", "exp")
 
 
-class Gaussian(Family):
+class Gaussian(LocationScale):
     """Normal latents with parameters ``loc`` and ``log_scale``.
 
     Arguments:
         activation: ``"identity"``, ``"relu"`` or ``"exp"``, applied to ``z`` on its way into the decoder.
     """
-
-    parameters = ("loc", "log_scale")
 
     def __init__(self, activation: str = "identity") -> None:
         if activation not in ACTIVATIONS:
@@ -42,23 +37,13 @@ class Gaussian(Family):
         loc, log_scale = params.unbind(-2)
         return normal_units(loc, log_scale.exp())
 
-    def read(self, distribution: Distribution) -> Tensor:
-        base = distribution.base_dist
-        return torch.stack([base.loc, base.scale.log()], dim=-2)
-
-    def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
-        return residual(prior, delta)
-
-    def bounded(self, raw: Tensor) -> Tensor:
-        return bounded_log_scale(raw)
-
     def unit_kl(self, q: Tensor, p: Tensor) -> Tensor:
         """KL of two Normals, from the log-scales as they are."""
         return _NormalKL.apply(q, p)
 
     def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
         """Fisher information ``diag(1 / scale², 2)`` for ``(loc, log_scale)``."""
-        return location_scale_natural(params, gradient, 2.0)
+        return natural_gradient(params, gradient, scale=2.0)
 
     def code(self, z: Tensor) -> Tensor:
         if self.activation == "relu":
@@ -80,47 +65,9 @@ class Gaussian(Family):
         return loc, scale.square()
 
 
-def location_scale_natural(params: Tensor, gradient: Tensor, scale_information: float) -> Tensor:
-    """Gradient ``(…, 2, K)`` times scale² for the location, and over the information of the log-scale."""
-    to_loc, to_log_scale = gradient.unbind(-2)
-    return torch.stack([to_loc * (2.0 * params[..., 1, :]).exp(), to_log_scale / scale_information], dim=-2)
-
-
-def residual(prior: Tensor, delta: Tensor) -> Tensor:
-    """``prior + delta`` for parameters ``(…, 2, K)``, the log-scale's shift kept within ±5.3 by a tanh."""
-    return _Residual.apply(prior, delta)
-
-
-def bounded_log_scale(raw: Tensor) -> Tensor:
-    """Parameters ``(…, 2, K)`` with the log-scale kept within ±4 by a tanh."""
-    loc, log_scale = raw.unbind(-2)
-    return torch.stack([loc, LOG_SCALE_LIMIT * torch.tanh(log_scale / LOG_SCALE_LIMIT)], dim=-2)
-
-
-class _Residual(torch.autograd.Function):
-    """Written out because stacking the two parameters again, forward and backward, is a twentieth of a training step."""
-
-    @staticmethod
-    def forward(ctx: Any, prior: Tensor, delta: Tensor) -> Tensor:
-        params = prior + delta
-        bend = torch.tanh(delta[..., 1, :] / LOG_SCALE_BOUND)
-        torch.add(prior[..., 1, :], bend, alpha=LOG_SCALE_BOUND, out=params[..., 1, :])
-        ctx.save_for_backward(bend)
-        ctx.shapes = prior.shape, delta.shape
-        return params
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
-        bend, = ctx.saved_tensors
-        to_delta = gradient.clone()
-        to_delta[..., 1, :] *= 1.0 - bend.square()
-        to_prior = gradient.sum_to_size(ctx.shapes[0]) if ctx.needs_input_grad[0] else None
-        return to_prior, to_delta.sum_to_size(ctx.shapes[1])
-
-
 class _NormalKL(torch.autograd.Function):
-    """Written out for the same reason; the backward pass is made of operations that can be differentiated again."""
+    """Written out because taking parameters apart and stacking them again is felt in a training step; the backward pass is made of
+    operations that can be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, p: Tensor) -> Tensor:

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from zoo.latents.base import Family
-from zoo.latents.gaussian import bounded_log_scale, location_scale_natural, residual
+from zoo.latents.location_scale import LocationScale, natural_gradient
 
 __all__ = ["StudentT"]
 
 
-class StudentT(Family):
+class StudentT(LocationScale):
     r"""Student-t latents with parameters ``loc`` and ``log_scale``; their prior has loc 0 and scale :math:`1/\sqrt\nu`.
 
     There is no closed form of the KL divergence between two of them. A posterior of this family keeps ν, so that the expected square of an
@@ -30,8 +29,6 @@ class StudentT(Family):
     Raises:
         ValueError: if ``df`` is not positive.
     """
-
-    parameters = ("loc", "log_scale")
 
     def __init__(self, df: float = 3.0) -> None:
         if not 0.0 < df < float("inf"):
@@ -47,18 +44,6 @@ class StudentT(Family):
         prior[1] = -0.5 * torch.tensor(self.df).log()
         return prior
 
-    def read(self, distribution: Distribution) -> Tensor:
-        base = distribution.base_dist
-        return torch.stack([base.loc, base.scale.log()], dim=-2)
-
-    def posterior(self, prior: Tensor, delta: Tensor) -> Tensor:
-        return residual(prior, delta)
-
-    def bounded(self, raw: Tensor) -> Tensor:
-        return bounded_log_scale(raw)
-
     def natural(self, params: Tensor, gradient: Tensor) -> Tensor:
         """Fisher information ``diag((ν + 1) / (ν + 3) / scale², 2 ν / (ν + 3))`` for ``(loc, log_scale)`` (Lange, Little & Taylor 1989)."""
-        information = (self.df + 1.0) / (self.df + 3.0), 2.0 * self.df / (self.df + 3.0)
-        step = location_scale_natural(params, gradient, information[1])
-        return torch.stack([step[..., 0, :] / information[0], step[..., 1, :]], dim=-2)
+        return natural_gradient(params, gradient, scale=2.0 * self.df / (self.df + 3.0), loc=(self.df + 1.0) / (self.df + 3.0))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo import latents as families
 from zoo.latents.base import Family
 from zoo.latents.deterministic import Deterministic
-from zoo.latents.gaussian import LOG_SCALE_LIMIT
+from zoo.latents.location_scale import LOG_SCALE_LIMIT
 from zoo.models.image_model import UNIT_SCALE, Draw, ImageModel
 from zoo.networks.blocks import Conv, Expander, Nearest, cell
 
