@@ -15,6 +15,11 @@ if "PYTEST_XDIST_WORKER" in os.environ or "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Tutorials first: run last, the longest tests would leave all workers but one idle."""
+    items.sort(key=lambda item: "test_tutorials" not in item.nodeid)
+
+
 def global_state():
     """What a function must leave as it found it, by name; the random generator has a fixture of its own."""
     return {
