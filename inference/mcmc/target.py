@@ -17,7 +17,9 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from inference.mcmc.traced import traced
 from zoo.density import count, latent_sites, log_terms, uncounted
+from zoo.latents.base import Family
 from zoo.latents.support import support_kind
+from zoo.program import Unconstrained, adopt
 
 __all__ = ["Target", "annealed", "blend"]
 
@@ -39,7 +41,8 @@ class Target:
         beta: In :meth:`value_and_grad`, the power of the joint density; that of the initial law is ``1 - beta``.
 
     Raises:
-        ValueError: if a latent that is not given has a discrete support; names it.
+        ValueError: if a latent that is not given has a discrete support, or, unless the density is of values, one that depends on other
+            latents; names it.
     """
 
     def __init__(self, model: Callable, x: Tensor, given: dict[str, Tensor] | None = None, *,
@@ -62,28 +65,33 @@ class Target:
                                  "unconstrained coordinates is known") from None
             event_shape = site["fn"].event_shape
             self.shapes[name] = tuple(self.transforms[name].inverse_shape(event_shape)) if event_shape else ()
-        if not of_values:
-            self._check_supports()
+        self.moving = self._moving_support()
+        if self.moving and not of_values:
+            raise ValueError(f"the support of the latent {self.moving!r} depends on other latents; samplers here need fixed supports")
         self.size = sum(prod(shape) for shape in self.shapes.values())
 
-    def _check_supports(self) -> None:
-        """Refuses supports that depend on other latents: the way to them would change with every state."""
+    def _moving_support(self) -> str | None:
+        """A latent whose support depends on other latents, so that the way to it changes with every state; None if there is none."""
         for name, site in latent_sites(self.model, self.x, seed=1).items():
             if name in self.transforms:
                 origin = self.x.new_zeros(len(self.x), *self.shapes[name])
                 here, there = (transform(origin) for transform in (self.transforms[name], biject_to(site["fn"].support)))
                 if not torch.equal(here, there):
-                    raise ValueError(f"the support of the latent {name!r} depends on other latents; samplers here need fixed supports")
+                    return name
+        return None
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Values ``{site: (…, N, *event)}`` of a state ``(…, N, K)``."""
+        if self.moving:
+            return self._walked(self._parts(u), lambda transform, part: (transform(part), transform(part)))
         return {name: self.transforms[name](part) for name, part in self._parts(u).items()}
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """The state ``(…, N, K)`` that stands for values of all sites."""
         parts = []
+        walked = self._walked(values, lambda transform, value: (value, transform.inv(value))) if self.moving else {}
         for name, shape in self.shapes.items():
-            free = self.transforms[name].inv(values[name])
+            free = walked[name] if self.moving else self.transforms[name].inv(values[name])
             parts.append(free.flatten(free.dim() - len(shape)) if shape else free.unsqueeze(-1))
         return torch.cat(parts, -1)
 
@@ -118,6 +126,8 @@ class Target:
         return value.detach(), gradient
 
     def _carried(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        if self.moving:  # of values, so that there is no volume
+            return self.constrain(u), u.new_zeros(u.shape[:-1])
         values, volume = self._parts(u), u.new_zeros(u.shape[:-1])
         for name, transform in self.transforms.items():
             if not _is_identity(transform):
@@ -127,6 +137,20 @@ class Target:
                 change = transform.log_abs_det_jacobian(part, values[name])
                 volume = volume + (change.flatten(volume.dim()).sum(-1) if change.dim() > volume.dim() else change)
         return values, volume
+
+    def _walked(self, parts: dict[str, Tensor], move: Callable[[Transform, Tensor], tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """What ``move`` makes of each part by the way to its site's support as it is below the values above: (its value, what is kept)."""
+        kept: dict[str, Tensor] = {}
+
+        def draw(name: str, family: Family, prior: Tensor, above: Tensor | None = None) -> Tensor:
+            if name in self.given:
+                return self.given[name]
+            transform = family.transform if isinstance(family, Unconstrained) else biject_to(family.distribution(prior).support)
+            value, kept[name] = move(transform, parts[name])
+            return value
+
+        adopt(self.model, self.x).descend(draw, self.x)
+        return kept
 
     def _parts(self, u: Tensor) -> dict[str, Tensor]:
         sizes = [prod(shape) for shape in self.shapes.values()]
