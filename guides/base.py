@@ -12,7 +12,7 @@ from torch.distributions import Cauchy, Distribution, StudentT
 from zoo.latents.base import Family
 from zoo.program import Adopted
 
-__all__ = ["Conditionals", "Fixed", "Guide", "Held", "center", "seen"]
+__all__ = ["Conditionals", "Fixed", "Guide", "Held", "center", "innermost", "seen"]
 
 Conditionals = Callable[[str, Family, Tensor, Tensor | None], Tensor]
 
@@ -124,7 +124,7 @@ def center(distribution: Distribution) -> Tensor:
     there is none (Cauchy), the mode."""
     try:
         mean = distribution.mean
-        return mean.where(mean.isfinite(), distribution.mode) if _may_lack_mean(distribution) else mean
+        return mean.where(mean.isfinite(), distribution.mode) if isinstance(innermost(distribution), StudentT | Cauchy) else mean
     except NotImplementedError:
         value = distribution.base_dist.mean
         for transform in distribution.transforms:
@@ -132,8 +132,8 @@ def center(distribution: Distribution) -> Tensor:
         return value
 
 
-def _may_lack_mean(distribution: Distribution) -> bool:
-    base = distribution
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    return isinstance(base, StudentT | Cauchy)
+def innermost(distribution: Distribution) -> Distribution:
+    """The law that a distribution is made of, without its event dimensions and transforms."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution

@@ -16,6 +16,7 @@ from inference.local_learning import local_gradients, synaptic_gradients
 from inference.mcmc.target import Target
 from inference.prediction_errors import predicted_sites
 from zoo.frozen import frozen
+from zoo.latents.gaussian import Gaussian
 from zoo.models.clamped import Clamped
 from zoo.models.predictive_coding import PredictiveCoding
 
@@ -34,7 +35,7 @@ def clamped(network: PredictiveCoding, inputs: Tensor, targets: Tensor) -> Clamp
         raise TypeError(f"a supervised network is a chain of levels ('predictive_coding'), not {type(network).__name__}")
     top = f"z{len(network.units)}"
     for number, level in enumerate(network.levels[:-1], 1):
-        if type(level.family).__name__ != "Gaussian":
+        if type(level.family) is not Gaussian:
             kind = type(level.family).__name__
             raise ValueError(f"activities of a supervised network are Normal with independent units; z{number} is {kind}")
     if inputs.dim() != 2 or inputs.shape[-1] != network.units[-1]:

@@ -81,7 +81,7 @@ class MapEM(Learner):
         self.batches = Batches(lambda step: batches.at(step // ticks), batches.per_epoch * ticks, batches.source, batches.device)
         self.steps, self.lr, self.optimizer, self.start, self.rule = steps, lr, optimizer, start, rule
         self.incremental, self.errors = incremental, space == "errors"
-        self._model, self._target = (model,), None  # in a tuple, which nn.Module does not register
+        self._target: Target | None = None
         self.register_buffer("x", x.detach(), persistent=False)
         self.register_buffer("batch", x[:batch_size].detach().clone(), persistent=False)  # one place: densities are recorded with it
         self._clamp(model, clamped, batch_size)
@@ -111,7 +111,7 @@ class MapEM(Learner):
         self.site = next(iter(clamped), None)
         self.register_buffer("top", clamped[self.site].detach().to(self.x) if clamped else None, persistent=False)
         program = Clamped(model, {name: values[:batch_size].to(self.x).clone() for name, values in clamped.items()}) if clamped else model
-        self._program = (program,)
+        self._program = (program,)  # in a tuple, which nn.Module does not register
 
     @property
     def program(self) -> nn.Module:

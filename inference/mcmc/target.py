@@ -83,7 +83,7 @@ class Target:
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Values ``{site: (…, N, *event)}`` of a state ``(…, N, K)``."""
         if self.moving:
-            return self._walked(self._parts(u), lambda transform, part: (transform(part), transform(part)))
+            return self._walked(self._parts(u), lambda transform, part: (transform(part),) * 2)
         return {name: self.transforms[name](part) for name, part in self._parts(u).items()}
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:

@@ -10,10 +10,9 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 import guides
-from guides.base import center
+from guides.base import center, innermost
 from guides.lesioned import Lesioned
 from guides.stepwise import settled
 from inference.posterior import Posterior
@@ -91,7 +90,7 @@ def draw(guide: nn.Module, x: Tensor, draws: int) -> Posterior:
     samples = {name: site["value"].unsqueeze(0) for name, site in drawn.items()}
     params = _params(guide, x)
     enough = params is not None and len(params) == 1 and hasattr(guide.model, "observation")
-    known = not enough and not any(_is_point(site["fn"]) for site in drawn.values())
+    known = not enough and not any(isinstance(innermost(site["fn"]), dist.Delta) for site in drawn.values())
     return Posterior("amortized", samples, params=params, log_q=_log_q(drawn) if known else None)
 
 
@@ -131,9 +130,3 @@ def _params(guide: nn.Module, x: Tensor) -> dict[str, Tensor] | None:
 def _log_q(drawn: dict[str, dict]) -> Tensor:
     """Log density of all sites together, ``(1, draws, N)``."""
     return sum(site["fn"].log_prob(site["value"]) for site in drawn.values()).unsqueeze(0)
-
-
-def _is_point(law: Distribution) -> bool:
-    while hasattr(law, "base_dist"):
-        law = law.base_dist
-    return isinstance(law, dist.Delta)

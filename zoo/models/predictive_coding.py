@@ -61,7 +61,7 @@ class Level(nn.Module):
         self.units, self.floor, self.scaled = units, floor, scaled
         self.correlations = None
         if precision in ("lowrank", "full"):
-            if type(family).__name__ != "Gaussian" or family.activation != "identity":
+            if type(family) is not Gaussian or family.activation != "identity":
                 raise ValueError(f"correlated noise ({precision!r}) is of Gaussian latents, not of {type(family).__name__}")
             self.correlations = Correlations(units, precision, rank)
             family = CorrelatedGaussian(self.correlations)
