@@ -22,9 +22,9 @@ from inference.gradient_dynamics import OPTIMIZERS, ascend, stable_step
 from inference.learner import Learner
 from inference.local_learning import local_gradients
 from inference.mcmc.target import Target
-from inference.methods.point import SPACES, first_values
+from inference.methods.point import first_values
+from inference.spaces import SPACES, Space
 from zoo.density import latent_sites, log_joint
-from zoo.error_space import ErrorSpace
 from zoo.frozen import frozen
 from zoo.latents.base import Family
 from zoo.latents.correlated import Correlations
@@ -80,8 +80,8 @@ class MapEM(Learner):
         batches, ticks = self.batches, steps if incremental else 1
         self.batches = Batches(lambda step: batches.at(step // ticks), batches.per_epoch * ticks, batches.source, batches.device)
         self.steps, self.lr, self.optimizer, self.start, self.rule = steps, lr, optimizer, start, rule
-        self.incremental, self.errors = incremental, space == "errors"
-        self._target: Target | None = None
+        self.incremental, self.space = incremental, space
+        self._place: Space | None = None
         self.register_buffer("x", x.detach(), persistent=False)
         self.register_buffer("batch", x[:batch_size].detach().clone(), persistent=False)  # one place: densities are recorded with it
         self._clamp(model, clamped, batch_size)
@@ -150,33 +150,32 @@ class MapEM(Learner):
     def _settle(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Values of the batch's latents after this visit's steps, and the slope before the last of them, ``(B,)``."""
         with frozen(self.program), exact_draws(self.guide):
-            target = self._density()
+            place = self._space()
             self.batch.copy_(self.x[index])  # at every tick: a resumed training may begin in the middle of a batch
             if self.site is not None:
                 self.program.top.copy_(self.top[index])
             if not self.incremental or int(self.tick) == 0:
-                self.u.copy_(self._first(target, index))
-                self._look_up_step(target)
+                self.u.copy_(self._first(place, index))
+                self._look_up_step(place.target)
             lr = self.lr if self.lr is not None or self.optimizer == "adam" else self.step_size.reshape(1, 1)
-            for moment in ascend(target, self.u, steps=1 if self.incremental else self.steps, lr=lr, optimizer=self.optimizer):
+            for moment in ascend(place.target, self.u, steps=1 if self.incremental else self.steps, lr=lr, optimizer=self.optimizer):
                 self.u.copy_(moment.u)
             if self.incremental:
                 self.tick.copy_((self.tick + 1) % self.steps)
             if len(self.kept):
                 self.kept[index], self.seen[index] = self.u, True
-            moved = target.constrain(self.u)
-            values = target.model.values(moved, self.batch) if self.errors else moved
-        return values, moment.slope
+            return place.leave(self.u), moment.slope
 
     def _density(self) -> Target:
-        if self._target is None:
-            program = ErrorSpace(self.program, self.batch) if self.errors else self.program
-            self._target = Target(program, self.batch, of_values=True)
-        return self._target
+        return self._space().target
 
-    def _first(self, target: Target, index: Tensor) -> Tensor:
-        values = first_values(self.program, self.batch, self.guide, "guide" if self.start == "guide" else "prior")
-        u = target.unconstrain(target.model.errors(values, self.batch) if self.errors else values)
+    def _space(self) -> Space:
+        if self._place is None:
+            self._place = Space(self.program, self.batch, self.space)
+        return self._place
+
+    def _first(self, place: Space, index: Tensor) -> Tensor:
+        u = place.enter(first_values(self.program, self.batch, self.guide, "guide" if self.start == "guide" else "prior"))
         return torch.where(self.seen[index].unsqueeze(-1), self.kept[index], u) if len(self.kept) else u
 
     def _look_up_step(self, target: Target) -> None:

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from inference.gradient_dynamics import ascend
-from inference.mcmc.target import Target
-from inference.methods.point import SPACES, first_values
+from inference.methods.point import first_values
 from inference.methods.run import now
 from inference.prediction_errors import predicted_sites
+from inference.spaces import Space
 from inference.trajectory import looked_at
 from zoo.density import log_sites, uncounted
-from zoo.error_space import ErrorSpace
 from zoo.frozen import frozen
 
 __all__ = ["Settling", "settling"]
@@ -69,23 +68,18 @@ def settling(model: nn.Module, x: Tensor, *, steps: int = 100, lr: float | None 
         ValueError: for settings out of range, discrete latents, or a missing guide.
         TypeError: for a program from outside the zoo.
     """
-    if space not in SPACES:
-        raise ValueError(f"space must be {' or '.join(map(repr, SPACES))}, not {space!r}")
     rows: dict[str, dict[str, list[Tensor]]] = {name: {} for name in ("energy", "error", "beliefs", "errors", "predictions")}
     looked, slopes, seconds, before = [], [], [], 0.0
     with frozen(model):
-        program = ErrorSpace(model, x) if space == "errors" else model
-        values = first_values(model, x, guide, start)
-        target = Target(program, x, of_values=True)
-        moments = ascend(target, target.unconstrain(program.errors(values, x) if space == "errors" else values), steps=steps, lr=lr,
-                         optimizer=optimizer)
+        place = Space(model, x, space)
+        start_u = place.enter(first_values(model, x, guide, start))
+        moments = ascend(place.target, start_u, steps=steps, lr=lr, optimizer=optimizer)
         began = now(x)
         for step, moment in enumerate(moments):
             before += now(x) - began
             if looked_at(step) or step == steps:
-                moved = target.constrain(moment.u)
                 with uncounted():
-                    _look(rows, model, program.values(moved, x) if space == "errors" else moved, x, keep)
+                    _look(rows, model, place.leave(moment.u), x, keep)
                 looked.append(step), slopes.append(moment.slope), seconds.append(before)
             began = now(x)
     found = {what: {name: torch.stack(parts) for name, parts in sites.items()} for what, sites in rows.items()}

@@ -17,18 +17,16 @@ from torch import Tensor, nn
 
 from guides.point import inside, start_values
 from inference.gradient_dynamics import ascend
-from inference.mcmc.target import Target
 from inference.methods.amortized import means
 from inference.posterior import Posterior
+from inference.spaces import Space
 from zoo.density import latent_sites, log_joint, sites
-from zoo.error_space import ErrorSpace
 from zoo.frozen import frozen
 from zoo.latents.support import support_kind
 from zoo.program import adopt
 
 __all__ = ["first_values", "point"]
 
-SPACES = ("states", "errors")
 STARTS = ("prior", "guide")
 
 
@@ -58,8 +56,6 @@ def point(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, st
     """
     if starts < 1:
         raise ValueError(f"starts must be at least 1, not {starts}")
-    if space not in SPACES:
-        raise ValueError(f"space must be {' or '.join(map(repr, SPACES))}, not {space!r}")
     n, x = len(x), x.repeat(starts, *[1] * (x.dim() - 1))
     kinds = {name: support_kind(site["fn"].support) for name, site in latent_sites(model, x[:n]).items()}
     values = first_values(model, x, guide, start)
@@ -109,13 +105,10 @@ def _climb(model: Callable, x: Tensor, values: dict[str, Tensor], held: list[str
            **options: Any) -> tuple[dict[str, Tensor], Tensor]:
     """The values at the end of the ascent of those that are not held, and the slope that is left, ``(N,)``."""
     with frozen(model):
-        program = ErrorSpace(model, x) if space == "errors" else model
-        moving = program.errors(values, x) if space == "errors" else values
-        target = Target(program, x, given={name: values[name] for name in held}, of_values=True)
-        for moment in ascend(target, target.unconstrain(moving), **options):
+        place = Space(model, x, space, given={name: values[name] for name in held})
+        for moment in ascend(place.target, place.enter(values), **options):
             last = moment
-        moved = target.given | target.constrain(last.u)
-        moved = program.values(moved, x) if space == "errors" else moved
+        moved = place.leave(last.u)
     return {name: moved[name] for name in values}, last.slope
 
 
