@@ -67,6 +67,24 @@ def test_it_sees_constants_that_optimizers_and_copies_write_to(parts, foreach):
     torch.testing.assert_close(short(z), function(z), rtol=1e-13, atol=1e-13)
 
 
+def test_signs_and_factors_go_to_what_is_spread(parts):
+    z = parts[2]
+    factor = torch.tensor([[2.0]], dtype=torch.float64)
+
+    def function(z):
+        of_rows = z.sum(-1, keepdim=True)
+        return -(of_rows.expand(5, 40) * (z.repeat(1, 10) * 3.0)), factor.expand(5, 4) * (z * 0.5), (z * 3.0) * z
+
+    whole = make_fx(function)(z)
+    short = simplified(whole)
+    for a, b in zip(function(z), short(z), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-14)
+    body = next(cell.cell_contents for cell in short.__closure__ if hasattr(cell.cell_contents, "__self__"))
+    large = [node for node in body.__self__.graph.nodes if node.op == "call_function" and node.meta["val"].shape == (5, 40)
+             and node.target not in (torch.ops.aten.expand.default, torch.ops.aten.repeat.default)]
+    assert len(large) == 1, large  # the product alone
+
+
 def test_what_is_handed_out_may_be_written_to(parts):
     weight, _, z = parts
     short = record(lambda z: (z + 1.0, weight.detach() * 2.0), z)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference.mcmc.workspace import keep_pages
+
 __all__ = ["Draws", "StoppedByHand", "Summary", "check_moved", "collect"]
 
 ENOUGH = 50  # proposals for an image of which one should have been taken
@@ -130,6 +132,7 @@ def collect(move: Callable[[], Tensor], read: Callable[[], dict[str, Tensor]], d
     kept: dict[str, Tensor] = {}
     summary: dict[str, Summary] = {}
     made, total, worst = 0, warmup + draws * thin, math.nan
+    keep_pages()
     try:
         for i in range(total):
             chance = move()

@@ -1,15 +1,19 @@
-"""A recorded graph with less to do: no operations that change nothing, and those on constants alone done only when a constant has changed.
+"""A recorded graph with less to do: no operations that change nothing, signs and factors on the smaller operand, and what depends on
+constants alone done only when a constant has changed.
 
-Handlers and autograd leave many of both: copies, detached values, scales and their logarithms, which are the same at every step of a chain.
+Handlers and autograd leave many of these: copies, detached values, scales and their logarithms, the same at every step of a chain.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+
+from inference.mcmc.workspace import reuse
 
 __all__ = ["simplified"]
 
@@ -39,6 +43,8 @@ def simplified(recorded: GraphModule) -> Callable[..., tuple[Tensor, ...]]:
             constant.add(node)
     for node in list(graph.nodes):
         _gather(graph, node, constant)
+    for node in list(graph.nodes):
+        _shift(graph, node, constant)
     graph.eliminate_dead_code()
     before = [node for node in graph.nodes if node in constant]
     kept = [node for node in before if any(user not in constant for user in node.users)]
@@ -47,14 +53,16 @@ def simplified(recorded: GraphModule) -> Callable[..., tuple[Tensor, ...]]:
         recorded.recompile()
         return recorded
     prologue = GraphModule(recorded, _prologue(before, kept)).forward  # what a module's call does beside is felt
-    body = GraphModule(recorded, _body(graph, constant, kept)).forward
+    rest = _body(graph, constant, kept)
+    memory = reuse(rest)
+    body = GraphModule(recorded, rest).forward
     held: list[object] = [None, ()]
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         versions = [(value._version, value.data_ptr()) for value in tensors.values()]
         if held[0] != versions:
             held[:] = versions, prologue()
-        return body(*held[1], *inputs)
+        return body(*memory, *held[1], *inputs)
 
     return run
 
@@ -97,6 +105,8 @@ def _kind(node: Node) -> tuple[torch.Size, torch.dtype] | None:
 
 def _steady(node: Node, constant: set[Node]) -> bool:
     """Whether a node is the same at every call, as long as constants are."""
+    if node.target is operator.getitem:
+        return node.args[0] in constant
     if not isinstance(node.target, torch._ops.OpOverload) or RANDOM in node.target.tags:
         return False
     return node.target is aten.full.default or bool(node.all_input_nodes) and all(source in constant for source in node.all_input_nodes)
@@ -121,6 +131,43 @@ def _gather(graph: Graph, node: Node, constant: set[Node]) -> None:
         product = graph.call_function(kind, (last[0], factor))
     constant.add(product)
     node.args = (x, product)
+
+
+def _shift(graph: Graph, node: Node, constant: set[Node]) -> None:
+    """-(s · x) as (-s) · x and s · (x · 2) as (s · 2) · x, where s is spread over many pixels."""
+    if node.target is aten.neg.default and isinstance(node.args[0], Node) and node.args[0].target is aten.mul.Tensor:
+        product, factor = node.args[0], -1.0
+        if len(product.users) != 1:
+            return
+        first, second = product.args
+    elif node.target is aten.mul.Tensor:
+        scaled = next((part for part in node.args if isinstance(part, Node) and part.target in (aten.mul.Scalar, aten.mul.Tensor)
+                       and isinstance(part.args[1], float | int) and len(part.users) == 1), None)
+        if scaled is None:
+            return
+        factor, second = scaled.args[1], scaled.args[0]
+        first = node.args[1] if node.args[0] is scaled else node.args[0]
+    else:
+        return
+    spread, wide = (first, second) if _is_spread(first) else (second, first)
+    if not _is_spread(spread) or _kind(spread) is None or _kind(wide) is None or _kind(wide)[1] != _kind(spread)[1]:
+        return
+    with graph.inserting_before(node):
+        small = graph.call_function(aten.mul.Scalar, (spread.args[0], factor))
+        small.meta["val"] = spread.args[0].meta.get("val")
+        again = graph.call_function(aten.expand.default, (small, *spread.args[1:]))
+        again.meta["val"] = spread.meta["val"]
+        changed = graph.call_function(aten.mul.Tensor, (again, wide))
+        changed.meta["val"] = node.meta["val"]
+    if spread in constant:
+        constant |= {small, again}
+    node.replace_all_uses_with(changed)
+
+
+def _is_spread(node: object) -> bool:
+    """Whether a node repeats what has many fewer numbers."""
+    return (isinstance(node, Node) and node.target is aten.expand.default and isinstance(node.args[0], Node) and "val" in node.meta
+            and 4 * node.args[0].meta["val"].numel() <= node.meta["val"].numel())
 
 
 def _prologue(before: list[Node], kept: list[Node]) -> Graph:
