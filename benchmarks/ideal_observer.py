@@ -1,6 +1,6 @@
 """What an ideal observer knows of the causes of optic flow, and whether the chains that tell it are right: coverage of credible intervals.
 
-    python benchmarks/ideal_observer.py [--categories fixate-0 fixate-1] [--frames 500] [--starts map prior] [--draws 200] [--warmup 300]
+    python benchmarks/ideal_observer.py [--categories fixate-0 fixate-1] [--frames 500] [--starts map annealed] [--draws 200] [--warmup 300]
 
 Causes and frames are drawn from the program ``optic_flow`` itself, so draws of its exact posterior would cover the true causes with just
 the probability that they claim: what is missing is the sampler's. Coverage is over all frames, whatever the chains look like; beside it
@@ -132,7 +132,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--categories", nargs="+", default=["fixate-0", "fixate-1"])
     parser.add_argument("--frames", type=int, default=500)
-    parser.add_argument("--starts", nargs="+", choices=["map", "prior"], default=["map", "prior"])
+    parser.add_argument("--starts", nargs="+", choices=["map", "prior", "annealed"], default=["map", "annealed"])
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--draws", type=int, default=200, help="of each chain (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=300)

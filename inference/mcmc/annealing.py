@@ -17,21 +17,15 @@ from torch import Tensor
 
 from guides.lesioned import check_density
 from guides.stepwise import settled
-from inference.mcmc import hmc, lattice
-from inference.mcmc.adaptation import halton
+from inference.mcmc.annealed_moves import annealed_blocks
 from inference.mcmc.gibbs import can_sweep, sweeps
-from inference.mcmc.target import Target
 from inference.mcmc.traced import traced
 from zoo.density import count, drawn_latents, latent_sites, log_terms, uncounted
 from zoo.latents.deterministic import is_deterministic
-from zoo.latents.support import support_kind
 
 __all__ = ["Evidence", "ais", "betas"]
 
-PILOTS = 64  # draws of the initial law that tell its scale
-MOST_STEPS = 16  # leapfrog steps between two temperatures
-MOST_STEP = 100.0  # beyond, a step size no longer matters on a lattice, and would take long to come down again
-LATTICE_MOVES = 4  # moves of a discrete site between two temperatures
+PILOT_CHAINS = 8  # for each image, that find the step sizes
 
 
 @dataclass(frozen=True)
@@ -131,59 +125,9 @@ def _sweep_run(model: Callable, guide: Callable | None, x: Tensor, start: dict[s
     return log_weights
 
 
-class _Real:
-    """All real-valued latents, between two temperatures."""
-
-    wanted, rate = 0.65, 0.3
-
-    def __init__(self, model: Callable, guide: Callable | None, x: Tensor, values: dict[str, Tensor], discrete: dict[str, dict]) -> None:
-        self.target = Target(model, x, {name: values[name] for name in discrete}, initial=guide)
-        self.scale = self.target.unconstrain(drawn_latents(guide or model, x, PILOTS)).std(0).clamp(min=1e-6)
-        self.moves = 0
-
-    def first_step(self, values: dict[str, Tensor], beta: float) -> Tensor:
-        return hmc.first_step(self.target.value_and_grad, self._state(values, beta), self.scale)
-
-    def _state(self, values: dict[str, Tensor], beta: float) -> hmc.State:
-        self.target.given, self.target.beta = {name: values[name] for name in self.target.given}, beta
-        u = self.target.unconstrain(values)
-        return hmc.State(u, *self.target.value_and_grad(u))
-
-    def move(self, values: dict[str, Tensor], beta: float, step: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        # About a quarter of the period of the initial law: its half would lead to the mirror image.
-        self.moves += 1
-        count = math.ceil((0.5 + halton(self.moves)) * 0.5 * math.pi / step.mean().item())
-        state, path = hmc.transition(self.target.value_and_grad, self._state(values, beta), step, self.scale, min(count, MOST_STEPS))
-        return self.target.constrain(state.u), path.chance
-
-
-class _Discrete:
-    """One site of counts or one-hots, between two temperatures."""
-
-    wanted, rate = lattice.ACCEPT, 0.3
-
-    def __init__(self, model: Callable, guide: Callable | None, x: Tensor, name: str, site: dict, values: dict[str, Tensor]) -> None:
-        given = {other: value for other, value in values.items() if other != name}
-        self.landscape, self.name = lattice.Landscape(model, x, name, site["fn"], given, initial=guide), name
-
-    def first_step(self, values: dict[str, Tensor], beta: float) -> Tensor:
-        return self.landscape.x.new_ones(len(self.landscape.x))
-
-    def move(self, values: dict[str, Tensor], beta: float, step: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        self.landscape.given, self.landscape.beta = {other: values[other] for other in self.landscape.given}, beta
-        state, chance = self.landscape(values[self.name]), 0.0
-        for _ in range(LATTICE_MOVES):
-            state, accepted, _ = lattice.transition(self.landscape, state, step)
-            chance = chance + accepted / LATTICE_MOVES
-        return {self.name: state.z}, chance
-
-
 def _gradient_run(model: Callable, guide: Callable | None, x: Tensor, start: dict[str, Tensor], schedule: list[float],
                   report: Callable) -> Tensor:
-    sites = latent_sites(model, x)
-    discrete = {name: site for name, site in sites.items() if support_kind(site["fn"].support) != "real"}
-    blocks: list[_Real | _Discrete] = [_Real(model, guide, x, start, discrete)] if len(discrete) < len(sites) else []
-    blocks += [_Discrete(model, guide, x, name, site, start) for name, site in discrete.items()]
+    blocks = annealed_blocks(model, guide, x, start)
 
     def slope(*latents: Tensor) -> tuple[Tensor]:
         """Of the log density along the way, in beta."""
@@ -194,7 +138,7 @@ def _gradient_run(model: Callable, guide: Callable | None, x: Tensor, start: dic
     change, total = traced(slope), 2 * (len(schedule) - 1)
     # Steps that were found on the way of these very chains would bias their weights: others find them, from the initial law up.
     upward = sorted(schedule)
-    drawn = drawn_latents(guide or model, x, len(next(iter(start.values()))))
+    drawn = drawn_latents(guide or model, x, min(len(next(iter(start.values()))), PILOT_CHAINS))
     _, steps = _pass(blocks, change, x, {name: drawn[name] for name in start}, upward, None, lambda t: report(t, total))
     steps = steps if schedule == upward else steps[::-1]
     log_weights, _ = _pass(blocks, change, x, start, schedule, steps, lambda t: report(t + total // 2, total))
@@ -221,7 +165,7 @@ def _pass(blocks: list, change: Callable, x: Tensor, values: dict[str, Tensor], 
         for block, step in zip(blocks, current, strict=True):
             moved, chance = block.move(values, schedule[t], step)
             values = values | moved
-            learned.append((step * torch.exp(block.rate * (chance.mean(0) - block.wanted))).clamp(max=MOST_STEP))
+            learned.append(block.tuned(step, chance))
         current = learned
         report(t)
     return log_weights, used

@@ -54,7 +54,7 @@ class Landscape:
         initial: A program over the same latents, such as a guide, that ``beta`` = 0 stands for; the model's prior if None.
 
     Attributes:
-        beta: Power of the joint density; that of the initial law is ``1 - beta``.
+        beta: Power of the joint density, one number or one for each image, ``(N,)``; that of the initial law is ``1 - beta``.
 
     Raises:
         ValueError: for a law that is not made of independent units with a count or a one-hot each.
@@ -74,7 +74,7 @@ class Landscape:
 
     def __call__(self, z: Tensor) -> State:
         """Looks around at values ``(C, N, *event)``: one gradient of the density."""
-        value, gain = self._evaluate(z.detach(), z.new_full((), self.beta), *self.given.values())
+        value, gain = self._evaluate(z.detach(), torch.as_tensor(self.beta, dtype=z.dtype, device=z.device), *self.given.values())
         count(value, gradient=True)
         return State(z.detach(), value, gain)
 
@@ -92,7 +92,8 @@ class Landscape:
                 first = started[self.name]
                 value = blend(sum(site["log_prob"] for site in started.values()), joint, beta)
                 own = blend(first["log_prob"], last["log_prob"], beta)
-                gain = blend(self._gain(z.detach(), first["fn"]), self._gain(z.detach(), last["fn"]), beta)
+                first, last = (self._gain(z.detach(), site["fn"]) for site in (first, last))
+                gain = blend(first, last, beta.reshape(*beta.shape, *[1] * (last.dim() - 2)) if beta.dim() else beta)
             # What the site's own law says is known on the whole lattice; of the rest only its slope.
             slope, = torch.autograd.grad((value - own).sum(), z)
             slope = slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # any slope proposes rightly, but one without a value nothing

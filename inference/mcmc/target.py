@@ -38,7 +38,8 @@ class Target:
     Attributes:
         size: K, unconstrained numbers for each image.
         given: The values of other latents; may be exchanged for others of the same shapes.
-        beta: In :meth:`value_and_grad`, the power of the joint density; that of the initial law is ``1 - beta``.
+        beta: In :meth:`value_and_grad`, the power of the joint density, one number or one for each image, ``(N,)``; that of the initial law
+            is ``1 - beta``.
 
     Raises:
         ValueError: if a latent that is not given has a discrete support, or, unless the density is of values, one that depends on other
@@ -112,7 +113,7 @@ class Target:
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Log density ``(…, N)`` and its gradient ``(…, N, K)``; both detached."""
-        value, gradient = self._evaluate(u.detach(), u.new_full((), self.beta), *self.given.values())
+        value, gradient = self._evaluate(u.detach(), torch.as_tensor(self.beta, dtype=u.dtype, device=u.device), *self.given.values())
         count(value, gradient=True)
         return value, gradient
 

@@ -20,6 +20,7 @@ from inference.mcmc.diagnostics import diagnose
 from inference.mcmc.gibbs import Sweeps, can_sweep
 from inference.mcmc.lattice import Landscape, Lattice
 from inference.mcmc.nuts import nuts
+from inference.mcmc.population import population
 from inference.mcmc.target import Target
 from inference.methods.point import point
 from inference.posterior import Posterior
@@ -29,7 +30,8 @@ from zoo.latents.support import support_kind
 
 __all__ = ["SAMPLERS", "mcmc"]
 
-STARTS = ("guide", "prior", "map")
+STARTS = ("guide", "prior", "map", "annealed")
+PARTICLES = 64  # that an annealed start is drawn from, or as many as there are chains
 # What a sampler's name means for the transitions of real-valued latents; they may be overridden.
 SAMPLERS: dict[str, dict[str, Any]] = {
     "auto": {},
@@ -55,8 +57,9 @@ def mcmc(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, sam
         chains: Chains for each image.
         warmup: Iterations (sweeps) of each chain before those.
         thin: Iterations for each draw.
-        start: Where chains start: at draws of the ``"guide"``, of the ``"prior"``, or at ``"map"``, the highest of several summits for
-            each chain; at the guide if there is one, else the prior, if None.
+        start: Where chains start: at draws of the ``"guide"``, of the ``"prior"``, at ``"map"``, the highest of several summits for each
+            chain, or ``"annealed"``, at particles that sequential Monte Carlo leads from the prior to the posterior: dearer, and for
+            posteriors of several modes, which chains do not change between; at the guide if there is one, else the prior, if None.
         steps: Mean number of leapfrog steps of a trajectory; tuned if None.
         accept: Acceptance rate that step sizes are tuned to; .8 for trajectories, .574 for single Langevin steps, if None.
         step_size: Step size of the gradient-based samplers; neither it nor a metric is then tuned.
@@ -130,6 +133,10 @@ def _start(model: Callable, x: Tensor, guide: nn.Module | None, chains: int, sta
     if start == "map":
         every = point(model, x.repeat(chains, *[1] * (x.dim() - 1)), None, 1, starts=4).samples
         return {name: value[0, 0].unflatten(0, (chains, len(x))) for name, value in every.items()}
+    if start == "annealed":
+        every = population(model, x, max(PARTICLES, chains)).values
+        few = torch.randperm(max(PARTICLES, chains))[:chains]
+        return {name: value[few] for name, value in every.items()}
     return drawn_latents(model if start == "prior" else settled(guide, x), x, chains)
 
 
