@@ -46,7 +46,8 @@ def summary(case: Case, runs: list[Run]) -> dict[str, float]:
     sampling = _median([run.sampling_seconds for run in runs])
     ess = least.median().item()
     values = {
-        "images": images, "ess": ess, "ess_least_image": least.min().item(), "rhat": _worst_rhat(last.draws),
+        "images": images, "ess": ess, "ess_least_image": least.min().item(), "ess_of_squares": _of_squares(last.draws),
+        "rhat": _worst_rhat(last.draws),
         "ess_per_second_of_an_image": ess * images / total, "ess_per_second_of_an_image_without_warmup": ess * images / sampling,
         "seconds": total, "sampling_seconds": sampling, "compile_seconds": last.compile_seconds,
         "gradients_of_a_chain_warmup": last.warmup_gradients, "gradients_of_a_chain_sampling": last.sampling_gradients,
@@ -60,6 +61,11 @@ def summary(case: Case, runs: list[Run]) -> dict[str, float]:
 
 def _median(values: list[float]) -> float:
     return torch.tensor(values, dtype=torch.float64).quantile(0.5).item()
+
+
+def _of_squares(draws: Tensor) -> float:
+    """The same as ``ess`` for the squared distance from the mean, which long trajectories remember best."""
+    return worst_ess((draws - draws.mean((0, 1))).square()).median().item()
 
 
 def _worst_rhat(draws: Tensor) -> float:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -109,6 +110,14 @@ def badly_scaled(size: int = 50, condition: float = 1e4, seed: int = 0) -> tuple
     return model, turn
 
 
+def bare_funnel(x: Tensor | None = None, size: int | None = None) -> Tensor:
+    """Neal's funnel as he wrote it, non-centred: v ~ N(0, 3²), y = exp(v / 2) e with e ~ N(0, I); images say nothing of it."""
+    with pyro.plate("data", size if x is None else x.shape[-2]):
+        pyro.sample("v", dist.Normal(torch.tensor(0.0), 3.0))
+        pyro.sample("e", dist.Normal(torch.zeros(FUNNEL_LATENTS), 1.0).to_event(1))
+        return pyro.sample("x", dist.Normal(torch.zeros(1), 1.0).to_event(1), obs=x)
+
+
 def funnel(x: Tensor | None = None, size: int | None = None) -> Tensor:
     """Neal's funnel, non-centred: v ~ N(0, 3²), y ~ N(0, I) and, so that there is something to infer, a noisy view of exp(v / 2) y."""
     with pyro.plate("data", size if x is None else x.shape[-2]):
@@ -128,6 +137,15 @@ def funnel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     first = torch.cat([(weight * v).sum(0), (weight * mean_y).sum(0)], -1)
     second = torch.cat([(weight * v.square()).sum(0), (weight * (variance_y + mean_y.square())).sum(0)], -1)
     return first, second - first.square(), log_joint.logsumexp(0) + math.log(60.0 / 12_000)
+
+
+def bare_funnel_errors(posterior: Posterior) -> dict[str, Errors]:
+    """Errors of the means and variances of v and of log \|y\|, which have closed forms: log \|e\| has mean −(γ + log 2) / 2, variance π² / 8."""
+    v, e = (posterior.samples[name].double() for name in ("v", "e"))
+    values = torch.cat([v[..., None], v[..., None] / 2.0 + e.abs().log()], -1)
+    mean = torch.tensor([0.0] + [-0.5 * (np.euler_gamma + math.log(2.0))] * FUNNEL_LATENTS, dtype=torch.float64)
+    variance = torch.tensor([9.0] + [9.0 / 4.0 + math.pi**2 / 8.0] * FUNNEL_LATENTS, dtype=torch.float64)
+    return moments(values, mean, variance)
 
 
 def sparse_code(seed: int = 0) -> nn.Module:
@@ -171,11 +189,15 @@ def badly_scaled_gaussian(options: argparse.Namespace) -> Part:
 
 
 def neals_funnel(options: argparse.Namespace) -> Part:
-    """Ten dimensions, non-centred, against quadrature, from two kinds of start; log evidence, too (no target)."""
+    """Ten dimensions, non-centred: bare, and seen through noise, against quadrature, from three kinds of start; log evidence (no target)."""
     _, x = drawn(funnel, min(options.images, 100), options.seed)
     mean, variance, exact = funnel_moments(x)
-    results, passed = {}, {}
-    for start in ("prior", "map"):
+    bare = infer(bare_funnel, torch.zeros(len(x), 1), "mcmc", draws=500, warmup=500, chains=32, seed=options.seed + CHAINS)
+    found = bare_funnel_errors(bare)
+    results: dict[str, Any] = {"bare": told(bare, 32) | found}
+    passed = normal({f"bare_{name}": part for name, part in found.items()})
+    passed |= {"bare_no_chain_stuck": results["bare"]["stuck_chains"] == 0}
+    for start in ("prior", "map", "annealed"):
         posterior = infer(funnel, x, "mcmc", draws=500, warmup=500, chains=32, start=start, seed=options.seed + CHAINS)
         found = moments(torch.cat([posterior.samples["v"][..., None], posterior.samples["y"]], -1), mean, variance)
         results[start] = told(posterior, 32) | found

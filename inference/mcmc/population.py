@@ -74,7 +74,7 @@ def _led(model: Callable, x: Tensor, particles: int, moves: int, share: float) -
         with uncounted():
             fit, = likelihood(*values.values())
         count(fit, gradient=False)
-        fit = fit.double().nan_to_num(nan=-math.inf)
+        fit = torch.where(fit.isnan(), -torch.inf, fit.double())
         _check(fit)
         rise = _rise(fit, 1.0 - beta, share)
         log_weights = rise * fit.clamp(min=-1e300)
@@ -103,12 +103,13 @@ def _moved(blocks: list[AnnealedBlock], values: dict[str, Tensor], beta: Tensor,
 
 
 def _rise(fit: Tensor, most: Tensor, share: float) -> Tensor:
-    """How far β may rise, ``(N,)``, at most by ``most``, for weights ``exp(rise · fit)`` of an effective number of ``share`` P."""
-    fit = fit - fit.amax(0)
+    """How far β may rise, ``(N,)``, at most by ``most``, for weights ``exp(rise · fit)`` of an effective number of ``share`` times the
+    particles that have a likelihood at all."""
+    wanted, fit = share * fit.isfinite().sum(0), fit - fit.amax(0)
 
     def enough(rise: Tensor) -> Tensor:
         weights = (rise * fit.clamp(min=-1e300)).exp()
-        return weights.sum(0).square() >= share * len(fit) * weights.square().sum(0)
+        return weights.sum(0).square() >= wanted * weights.square().sum(0)
 
     low, high = torch.zeros_like(most), most.clone()
     for _ in range(HALVINGS):  # on a log scale at first: likelihoods of the prior's draws may differ by millions of nats
