@@ -140,7 +140,7 @@ def funnel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def bare_funnel_errors(posterior: Posterior) -> dict[str, Errors]:
-    """Errors of the means and variances of v and of log \|y\|, which have closed forms: log \|e\| has mean −(γ + log 2) / 2, variance π² / 8."""
+    """Errors of the means and variances of v and log \|y\|; for a normal e, log \|e\| has mean −(γ + log 2) / 2 and variance π² / 8."""
     v, e = (posterior.samples[name].double() for name in ("v", "e"))
     values = torch.cat([v[..., None], v[..., None] / 2.0 + e.abs().log()], -1)
     mean = torch.tensor([0.0] + [-0.5 * (np.euler_gamma + math.log(2.0))] * FUNNEL_LATENTS, dtype=torch.float64)
@@ -189,7 +189,7 @@ def badly_scaled_gaussian(options: argparse.Namespace) -> Part:
 
 
 def neals_funnel(options: argparse.Namespace) -> Part:
-    """Ten dimensions, non-centred: bare, and seen through noise, against quadrature, from three kinds of start; log evidence (no target)."""
+    """Ten dimensions, non-centred: bare, and seen through noise (against quadrature; three kinds of start); log evidence, no target."""
     _, x = drawn(funnel, min(options.images, 100), options.seed)
     mean, variance, exact = funnel_moments(x)
     bare = infer(bare_funnel, torch.zeros(len(x), 1), "mcmc", draws=500, warmup=500, chains=32, seed=options.seed + CHAINS)
