@@ -140,7 +140,7 @@ def funnel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def bare_funnel_errors(posterior: Posterior) -> dict[str, Errors]:
-    """Errors of the means and variances of v and log \|y\|; for a normal e, log \|e\| has mean −(γ + log 2) / 2 and variance π² / 8."""
+    """Errors of the means and variances of v and log |y|; for a normal e, log |e| has mean −(γ + log 2) / 2 and variance π² / 8."""
     v, e = (posterior.samples[name].double() for name in ("v", "e"))
     values = torch.cat([v[..., None], v[..., None] / 2.0 + e.abs().log()], -1)
     mean = torch.tensor([0.0] + [-0.5 * (np.euler_gamma + math.log(2.0))] * FUNNEL_LATENTS, dtype=torch.float64)

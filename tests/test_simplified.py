@@ -85,6 +85,28 @@ def test_signs_and_factors_go_to_what_is_spread(parts):
     assert len(large) == 1, large  # the product alone
 
 
+def gained(x, gain):
+    """A linear decoder whose gain is made of constants that are spread."""
+    return (x * torch.exp(-(gain.expand(4) * torch.arange(4.0, dtype=torch.float64)))).sum(-1)
+
+
+@pytest.mark.parametrize("function", [
+    lambda z, _: (((z.sum(-1, keepdim=True).expand(5, 40) * 2.0) * 3.0).sum(-1),),
+    lambda z, _: (-(z.sum(-1, keepdim=True).expand(5, 40) * 2.0),),
+    lambda z, gain: (gained(z, gain), gained(z, gain) * 2.0),
+    lambda z, gain: (gain.expand(5, 4) * (gain.expand(5, 4) * 2.0) * z,),
+    lambda z, _: (-((i := (z * 10).long()).sum(-1, keepdim=True).expand(5, 4) * i), i.sum(-1, keepdim=True).expand(5, 4) * (z * 2.5)),
+    lambda z, _: (sum(p.exp() * q for p, q in zip((z * 2.0).chunk(2, -1), (z + 1.0).chunk(2, -1), strict=True)), z.max(0)[0]),
+], ids=["numbers", "negative number", "constants", "twice constant", "integers", "parts"])
+def test_other_factors(parts, function):
+    gain = nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
+    z = parts[2]
+    short = record(lambda z: tuple(value.detach() for value in function(z, gain)), z)
+    for there in (z, 2.0 * z - 1.0):
+        for a, b in zip(function(there, gain), short(there), strict=True):
+            torch.testing.assert_close(a.detach(), b, rtol=1e-13, atol=1e-13)
+
+
 def test_what_is_handed_out_may_be_written_to(parts):
     weight, _, z = parts
     short = record(lambda z: (z + 1.0, weight.detach() * 2.0), z)

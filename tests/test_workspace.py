@@ -102,6 +102,21 @@ def test_the_view_that_products_of_batches_leave_is_one():
     torch.testing.assert_close(function(large(2)), short(large(2)), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("function", [
+    lambda x: (sum(p.exp() * q for p, q in zip((x * 2.0).chunk(2, -1), (x + 1.0).chunk(2, -1), strict=True)),),
+    lambda x: ((x.float() * 2.0).double() + (x.exp() * (x.float().sin() + 1.0)).cos(),),
+    lambda x: ((x > 0).double().mul(2.0).neg() + (x * 10.0).long().abs() * 1.5,),
+    lambda x: ((y := (x * 2.0).T).exp().T + (y.T * y.T.float()).neg(),),
+    lambda x: (x.sum(0, keepdim=True).expand(ROWS, 64).exp().neg() * x.sum(0, keepdim=True).expand(ROWS, 64),),
+    lambda x: ((x.sort(0)[0] * 2.0).neg() + x.max(0)[0],),
+], ids=["parts", "types", "integers", "transposed", "spread", "several results"])
+def test_other_kinds_of_operands(function):
+    short = simplified(make_fx(function)(large(5)))
+    for there in (large(3), large(4)):
+        for a, b in zip(function(there), short(there), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 def test_small_results_and_those_of_other_types_stay_as_they_are():
     few = LARGE // 8 // 64 - 1
     assert not memory_of(lambda x: ((x.exp() * 2.0).sum(-1),), large(0, few, 64))[0]

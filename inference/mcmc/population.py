@@ -1,9 +1,10 @@
 r"""Sequential Monte Carlo: a population of particles for every image, led from the prior to the posterior through all of its modes.
 
 A step raises the power β of the likelihood as far as the weights of the particles, :math:`p(x \mid z)^{\Delta\beta}`, keep half of their
-effective number, draws particles anew by these weights, and moves them by a sampler that leaves :math:`p(z)\, p(x \mid z)^\beta` as it is
-(Del Moral, Doucet & Jasra 2006). Every image has its own temperatures. Where a chain stays in the mode that it fell into, particles share
-the modes out by their mass, which makes them the place to start chains from.
+effective number, draws particles anew by these weights, and moves them by a sampler for :math:`p(z)\, p(x \mid z)^\beta` (Del Moral,
+Doucet & Jasra 2006). Every image has its own temperatures. Where a chain stays in the mode that it fell into, particles share the modes out
+by their mass, which makes them the place to start chains from. Temperatures, step sizes and metric are adapted to the particles themselves:
+what comes out is right in the limit of many particles (Beskos et al. 2016), but not unbiased, as :func:`~inference.mcmc.annealing.ais` is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Population:
 
     Attributes:
         values: ``{site: (P, N, *event)}``, equally weighted.
-        log_evidence: An estimate of log p(x), ``(N,)``, nats; consistent in the number of particles.
+        log_evidence: An estimate of log p(x), ``(N,)``, nats; consistent in the number of particles, with few of them somewhat low.
         temperatures: Steps that each image took, ``(N,)``.
     """
 
@@ -74,7 +75,7 @@ def _led(model: Callable, x: Tensor, particles: int, moves: int, share: float) -
         with uncounted():
             fit, = likelihood(*values.values())
         count(fit, gradient=False)
-        fit = torch.where(fit.isnan(), -torch.inf, fit.double())
+        fit = torch.where(fit.isnan(), -torch.inf, fit.double()).expand(particles, len(x))
         _check(fit)
         rise = _rise(fit, 1.0 - beta, share)
         log_weights = rise * fit.clamp(min=-1e300)
@@ -130,6 +131,8 @@ def _resampled(values: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
 
 
 def _check(fit: Tensor) -> None:
-    lost = fit.isneginf().all(0)
+    lost, without_end = fit.isneginf().all(0), fit.isposinf().any(0)
+    if without_end.any():
+        raise ValueError(f"a particle of image {int(without_end.nonzero()[0])} has a likelihood that is infinite")
     if lost.any():
         raise ValueError(f"no particle of image {int(lost.nonzero()[0])} ({int(lost.sum())} of {len(lost)} images) has a finite likelihood")

@@ -135,6 +135,8 @@ def _gather(graph: Graph, node: Node, constant: set[Node]) -> None:
 
 def _shift(graph: Graph, node: Node, constant: set[Node]) -> None:
     """-(s · x) as (-s) · x and s · (x · 2) as (s · 2) · x, where s is spread over many pixels."""
+    if node in constant:
+        return
     if node.target is aten.neg.default and isinstance(node.args[0], Node) and node.args[0].target is aten.mul.Tensor:
         product, factor = node.args[0], -1.0
         if len(product.users) != 1:
@@ -142,7 +144,7 @@ def _shift(graph: Graph, node: Node, constant: set[Node]) -> None:
         first, second = product.args
     elif node.target is aten.mul.Tensor:
         scaled = next((part for part in node.args if isinstance(part, Node) and part.target in (aten.mul.Scalar, aten.mul.Tensor)
-                       and isinstance(part.args[1], float | int) and len(part.users) == 1), None)
+                       and isinstance(part.args[1], float | int) and len(part.users) == 1 and part not in constant), None)
         if scaled is None:
             return
         factor, second = scaled.args[1], scaled.args[0]
@@ -150,7 +152,8 @@ def _shift(graph: Graph, node: Node, constant: set[Node]) -> None:
     else:
         return
     spread, wide = (first, second) if _is_spread(first) else (second, first)
-    if not _is_spread(spread) or _kind(spread) is None or _kind(wide) is None or _kind(wide)[1] != _kind(spread)[1]:
+    if not (_is_spread(spread) and isinstance(wide, Node) and _kind(wide) and _kind(wide)[1] == _kind(spread)[1] == _kind(node)[1]
+            and _kind(node)[1].is_floating_point):
         return
     with graph.inserting_before(node):
         small = graph.call_function(aten.mul.Scalar, (spread.args[0], factor))

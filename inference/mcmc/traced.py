@@ -27,7 +27,8 @@ def traced(function: Function, compiled: bool = False) -> Function:
     and replays them, without gradients, from the fourth on.
 
     A function whose course depends on the tensors' values cannot be recorded, or shows itself at the third call, where both are compared;
-    then it is run as it is. Random numbers must not be drawn in it.
+    then it is run as it is. Random numbers must not be drawn in it. On a CPU a record keeps the memory that it works in, for each kind of
+    inputs, so that two threads must not call it at the same time.
 
     Arguments:
         compiled: Whether the record is compiled (``torch.compile``): operations are fused, after half a minute once per shape.
@@ -47,12 +48,12 @@ def traced(function: Function, compiled: bool = False) -> Function:
     def record(key: tuple, inputs: tuple[Tensor, ...]) -> Function:
         try:
             graph = make_fx(function)(*inputs)
+            graph.graph.eliminate_dead_code()
+            graph.recompile()
+            validated = Distribution._validate_args
+            replay = torch.no_grad()(torch.compile(graph) if compiled else simplified(graph))
         except Exception:  # whatever cannot be recorded is run as it is
             return function
-        validated = Distribution._validate_args
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        replay = torch.no_grad()(torch.compile(graph) if compiled else simplified(graph))
         Distribution.set_default_validate_args(validated)  # which the first call of torch.compile turns off, for everybody
 
         calls = 0

@@ -26,7 +26,7 @@ OTHERS = {aten.mm.default: aten.mm.out, aten.bmm.default: aten.bmm.out, aten.add
 
 
 def keep_pages() -> None:
-    """Has the C library keep what is freed from here on, up to 32 MiB, in this process.
+    """Has the C library keep blocks of up to 32 MiB that are freed from here on, in this whole process.
 
     glibc does so once a block of that size, which it had asked the system for, is freed (mallopt(3), ``M_MMAP_THRESHOLD``); elsewhere
     nothing happens.
@@ -61,7 +61,7 @@ def reuse(graph: Graph) -> list[Tensor]:
                 if held[node] < len(memory):
                     free.remove(held[node])
                 else:
-                    memory.append(torch.empty(value.shape, dtype=value.dtype))
+                    memory.append(torch.empty(value.shape, dtype=value.dtype, device=value.device))
                     with graph.inserting_before(nodes[0]):
                         places.append(graph.placeholder(f"memory_{held[node]}"))
                 target = places[held[node]]

@@ -80,11 +80,11 @@ def mcmc(model: Callable, x: Tensor, guide: nn.Module | None, draws: int, *, sam
         raise ValueError(f"unknown sampler {sampler!r}; known are: {', '.join(SAMPLERS)}")
     chosen = {"steps": steps, "accept": accept, "step_size": step_size}
     options = SAMPLERS[sampler] | {name: value for name, value in chosen.items() if value is not None}
+    unused = {"steps": steps is not None, "step_size": step_size is not None, "compiled": compiled, "keep": keep is not None}
+    if sampler == "nuts" and any(unused.values()):
+        raise ValueError(f"the sampler 'nuts' has no {', '.join(name for name, is_given in unused.items() if is_given)}")
     values = _start(model, x, guide, chains, start)
     if sampler == "nuts":
-        unused = {"steps": steps is not None, "step_size": step_size is not None, "compiled": compiled, "keep": keep is not None}
-        if any(unused.values()):
-            raise ValueError(f"the sampler 'nuts' has no {', '.join(name for name, is_given in unused.items() if is_given)}")
         samples, stats = nuts(model, x, values, draws, warmup=warmup, thin=thin, accept=accept or 0.8)
         return Posterior("mcmc", samples, stats=stats | _convergence(samples))
     block = _blocks(model, x, values, warmup, sampler, options, compiled)
