@@ -7,7 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from inference.mcmc.simplified import simplified
 from inference.mcmc.workspace import LARGE, reuse
 
-ROWS = 200  # of 64 doubles: more than is kept by the C library
+ROWS = 400  # of 64 numbers: more than is kept by the C library, in single precision, too
 UNARY = (torch.exp, torch.neg, torch.tanh, torch.sigmoid, torch.abs, torch.sin, lambda a: a.pow(2), lambda a: a * 2.0,
          lambda a: a.T.contiguous().T + 1.0, lambda a: a.view(-1, 32).neg().view(-1, 64), lambda a: a - a.mean(0))
 BINARY = (torch.add, torch.sub, torch.mul, lambda a, b: torch.where(a > b, a, -b), lambda a, b: a @ (b.T @ a) / 1e3,
@@ -95,8 +95,8 @@ def test_the_view_that_products_of_batches_leave_is_one():
     weight = large(1, 64, 64)
 
     def function(x):
-        product = x.view(10, 20, 64) @ weight
-        return (((x * 1.5).view(10, 20, 64) + product).sum(-1),)
+        product = x.view(10, -1, 64) @ weight
+        return (((x * 1.5).view(10, -1, 64) + product).sum(-1),)
 
     short = simplified(make_fx(function)(large(0)))
     torch.testing.assert_close(function(large(2)), short(large(2)), rtol=1e-12, atol=1e-12)
@@ -104,12 +104,13 @@ def test_the_view_that_products_of_batches_leave_is_one():
 
 @pytest.mark.parametrize("function", [
     lambda x: (sum(p.exp() * q for p, q in zip((x * 2.0).chunk(2, -1), (x + 1.0).chunk(2, -1), strict=True)),),
-    lambda x: ((x.float() * 2.0).double() + (x.exp() * (x.float().sin() + 1.0)).cos(),),
+    lambda x: ((x.float() * 2.0).double() + ((x.float().sin() + 1.0) * x.exp()).cos(),),
     lambda x: ((x > 0).double().mul(2.0).neg() + (x * 10.0).long().abs() * 1.5,),
     lambda x: ((y := (x * 2.0).T).exp().T + (y.T * y.T.float()).neg(),),
     lambda x: (x.sum(0, keepdim=True).expand(ROWS, 64).exp().neg() * x.sum(0, keepdim=True).expand(ROWS, 64),),
+    lambda x: ((x.view(1, -1) * 2.0).expand(3, -1).exp().sum(0) + 0.0,),
     lambda x: ((x.sort(0)[0] * 2.0).neg() + x.max(0)[0],),
-], ids=["parts", "types", "integers", "transposed", "spread", "several results"])
+], ids=["parts", "types", "integers", "transposed", "spread", "spread widely", "several results"])
 def test_other_kinds_of_operands(function):
     short = simplified(make_fx(function)(large(5)))
     for there in (large(3), large(4)):

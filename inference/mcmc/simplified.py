@@ -49,7 +49,7 @@ def simplified(recorded: GraphModule) -> Callable[..., tuple[Tensor, ...]]:
     before = [node for node in graph.nodes if node in constant]
     kept = [node for node in before if any(user not in constant for user in node.users)]
     tensors = {node.target: _attribute(recorded, node.target) for node in before if node.op == "get_attr"}
-    if not kept or any(value.is_inference() for value in tensors.values()):
+    if any(value.is_inference() for value in tensors.values()):
         recorded.recompile()
         return recorded
     prologue = GraphModule(recorded, _prologue(before, kept)).forward  # what a module's call does beside is felt
