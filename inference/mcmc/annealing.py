@@ -61,9 +61,9 @@ def ais(model: Callable, x: Tensor, *, guide: Callable | None = None, chains: in
         truth: dict[str, Tensor] | None = None, report: Callable[[int, int], None] | None = None) -> Evidence:
     """Log evidence of every image, all chains and images at once.
 
-    Real-valued latents move by Hamiltonian Monte Carlo, counts and one-hots on their lattice, with step sizes that a first run finds for
-    every temperature and image (the weights of a run that tunes itself are biased); under a linear decoder counts and one-hots move by
-    Gibbs sweeps.
+    Real-valued latents move by Hamiltonian Monte Carlo, counts and one-hots on their lattice, with step sizes that a first run of at
+    most eight chains finds for every temperature and image (the weights of a run that tunes itself are biased); under a linear decoder
+    counts and one-hots move by Gibbs sweeps.
 
     Arguments:
         model: A Pyro program.
