@@ -187,7 +187,7 @@ def main() -> None:
     path: Path = record(name, results, seed=options.seed, notes=(
         "nats per image; nelbo as in table.csv (constants left out), elbo and evidence with constants; closed: share of the linear "
         "encoder's amortization gap; training seconds are of this machine and leave out the time of looking"))
-    title = f"{options.family.capitalize()} latents on {options.data}: the price of inference"
+    title = f"{options.family.capitalize()} latents on {'MNIST' if options.data == 'mnist' else options.data}: the price of inference"
     save(plot_prices(results, title), RESULTS / f"{path.stem}.png")
 
 

@@ -62,7 +62,7 @@ def _beyond(rows: list[dict[str, Any]], ax: Axes) -> None:
         least[row["guide"]] = min(row["nelbo"], least.get(row["guide"], row["nelbo"]))
     above = [f"{name} {nelbo:.0f}" for name, nelbo in least.items() if nelbo > top]
     if above:
-        ax.text(0.98, 0.97, "above: " + ", ".join(above), transform=ax.transAxes, ha="right", va="top", color=MUTED, fontsize=10)
+        ax.text(0.98, 0.97, "\n".join(["above:", *above]), transform=ax.transAxes, ha="right", va="top", color=MUTED, fontsize=10)
 
 
 def _floor(results: dict[str, Any]) -> float:
