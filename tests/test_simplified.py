@@ -94,10 +94,11 @@ def gained(x, gain):
     lambda z, _: (((z.sum(-1, keepdim=True).expand(5, 40) * 2.0) * 3.0).sum(-1),),
     lambda z, _: (-(z.sum(-1, keepdim=True).expand(5, 40) * 2.0),),
     lambda z, gain: (gained(z, gain), gained(z, gain) * 2.0),
+    lambda z, gain: (gain.expand(5, 40) * (z.repeat(1, 10) * 2.0),),
     lambda z, gain: (gain.expand(5, 4) * (gain.expand(5, 4) * 2.0) * z,),
     lambda z, _: (-((i := (z * 10).long()).sum(-1, keepdim=True).expand(5, 4) * i), i.sum(-1, keepdim=True).expand(5, 4) * (z * 2.5)),
     lambda z, _: (sum(p.exp() * q for p, q in zip((z * 2.0).chunk(2, -1), (z + 1.0).chunk(2, -1), strict=True)), z.max(0)[0]),
-], ids=["numbers", "negative number", "constants", "twice constant", "integers", "parts"])
+], ids=["numbers", "negative number", "constants", "parameter", "twice constant", "integers", "parts"])
 def test_other_factors(parts, function):
     gain = nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
     z = parts[2]

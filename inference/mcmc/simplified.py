@@ -169,8 +169,10 @@ def _shift(graph: Graph, node: Node, constant: set[Node]) -> None:
 
 def _is_spread(node: object) -> bool:
     """Whether a node repeats what has many fewer numbers."""
-    return (isinstance(node, Node) and node.target is aten.expand.default and isinstance(node.args[0], Node) and "val" in node.meta
-            and 4 * node.args[0].meta["val"].numel() <= node.meta["val"].numel())
+    if not isinstance(node, Node) or node.target is not aten.expand.default or not isinstance(node.args[0], Node):
+        return False
+    wide, source = _kind(node), _kind(node.args[0])
+    return wide is not None and source is not None and 4 * source[0].numel() <= wide[0].numel()
 
 
 def _prologue(before: list[Node], kept: list[Node]) -> Graph:
