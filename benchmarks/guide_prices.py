@@ -131,7 +131,7 @@ def priced(options: argparse.Namespace) -> dict[str, Any]:
     found = ais(model, x[: options.evidence_images], guide=encoder, chains=16, temperatures=options.temperatures, seed=options.seed)
     evidence = {"images": options.evidence_images, "log_evidence": found.log_evidence.mean().item(), "se_mean": found.se.mean().item(),
                 "elbo_of_natural": _elbo_of_natural(model, x[: options.evidence_images], options)}
-    return {"family": options.family, "rows": rows, "evidence": evidence, "objective": objective, "constant": _constant(model, x),
+    return {"family": options.family, "rows": rows, "evidence": evidence, "objective": objective,
             "closed": _closed(rows)}
 
 
@@ -147,11 +147,6 @@ def with_gap(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"the model is not the one of {path.name}: its ELBO is {again:.2f}, there {row['elbo']:.2f}")
     results["evidence"]["elbo_of_natural"] = _elbo_of_natural(model, x[: results["evidence"]["images"]], options)
     return results | {"all_else_by": {name: report[name] for name in ("command", "commit", "date", "machine")}}
-
-
-def _constant(model: nn.Module, x: Tensor) -> float:
-    """−log p(x | z) of a perfect reconstruction: a NELBO is −ELBO less this."""
-    return -model.observation(x).log_prob(x).mean().item()
 
 
 def _closed(rows: list[dict[str, Any]]) -> dict[str, float]:

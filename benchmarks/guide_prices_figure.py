@@ -36,9 +36,10 @@ def plot_prices(results: dict[str, Any], title: str) -> Figure:
             for ax, key in ((steps, "step"), (seconds, "seconds")):
                 if "training" in row:
                     ax.plot([point[key] for point in row["training"]], [point["nelbo"] for point in row["training"]], color=colors[name])
-    _evidence(results, (price, steps, seconds))
+    evidence = _floor(results)
+    _evidence(evidence, (price, steps, seconds))
     low, start = min(row["nelbo"] for row in rows), next(row["nelbo"] for row in rows if row["guide"] == "amortized lin")
-    floor = min(low, _floor(results))
+    floor = min(low, evidence)
     price.set_ylim(floor - 0.06 * (start - floor), start + (RANGE - 1.0) * (start - low) + 1e-3)
     _beyond(rows, price)
     for ax, label in ((price, "inference (ms per image, in a batch)"), (steps, "training steps"), (seconds, "training (s)")):
@@ -72,9 +73,8 @@ def _floor(results: dict[str, Any]) -> float:
     return natural["nelbo"] - (results["evidence"]["log_evidence"] - results["evidence"]["elbo_of_natural"])
 
 
-def _evidence(results: dict[str, Any], axes: tuple[Axes, ...]) -> None:
+def _evidence(floor: float, axes: tuple[Axes, ...]) -> None:
     """−log p(x) on the same scale: no posterior gets below it."""
-    floor = _floor(results)
     for ax in axes:
         ax.axhline(floor, color=MUTED, linestyle="--", linewidth=1.4, zorder=1)
     axes[0].annotate("−log p(x), by AIS", (0.02, floor), xycoords=("axes fraction", "data"), textcoords="offset points", xytext=(0, 4),

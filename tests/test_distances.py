@@ -13,7 +13,7 @@ from inference.metrics import distances as module
 from inference.metrics import paired
 from inference.metrics.c2st import c2st
 from inference.metrics.distances import distances, sliced_wasserstein, standardized_moments
-from inference.metrics.paired import resample
+from inference.resampling import resample
 from zoo.oracles import linear_gaussian
 
 DOUBLE = torch.float64

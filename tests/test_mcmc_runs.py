@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import mixed
 
 import zoo
 from inference import infer, log_joint
@@ -27,13 +28,6 @@ def unit(x=None, size=None):
     with pyro.plate("data", size if x is None else len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(1), math.sqrt(2.0)).to_event(1))
         return pyro.sample("x", dist.Normal(z, math.sqrt(2.0)).to_event(1), obs=x)
-
-
-def mixed(x=None, size=None):
-    with pyro.plate("data", size if x is None else len(x)):
-        spikes = pyro.sample("spikes", dist.Poisson(2.0))
-        level = pyro.sample("level", dist.Normal(spikes, 1.0))
-        return pyro.sample("x", dist.Normal(level[..., None], 1.0).to_event(1), obs=x)
 
 
 def errors(values, expected):

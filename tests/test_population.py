@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import mixed
 
 import guides
 import zoo
@@ -26,13 +27,6 @@ def folded(x=None, size=None):
     with pyro.plate("data", size if x is None else len(x)):
         z = pyro.sample("z", dist.Normal(torch.full((1,), 0.15), 1.0).to_event(1))
         return pyro.sample("x", dist.Normal(z.square(), 0.1).to_event(1), obs=x)
-
-
-def mixed(x=None, size=None):
-    with pyro.plate("data", size if x is None else len(x)):
-        spikes = pyro.sample("spikes", dist.Poisson(2.0))
-        level = pyro.sample("level", dist.Normal(spikes, 1.0))
-        return pyro.sample("x", dist.Normal(level[..., None], 1.0).to_event(1), obs=x)
 
 
 def standard_errors(values, expected):
@@ -158,12 +152,12 @@ def test_particles_are_drawn_as_often_as_their_weights_say():
     weights = torch.rand(16, 50, dtype=torch.float64).square()
     weights /= weights.sum(0)
     values = torch.arange(16.0)[:, None, None].expand(16, 50, 2)
-    drawn = module._resampled({"z": values}, weights)["z"]
+    drawn = module._resampled({"z": values}, weights.log())["z"]
     assert torch.equal(drawn[..., 0], drawn[..., 1])
     times = torch.stack([(drawn[..., 0] == i).sum(0) for i in range(16)])
     due = 16 * weights
     assert (times >= due.floor() - 1e-9).all() and (times <= due.ceil() + 1e-9).all()
-    even = module._resampled({"z": values}, torch.full_like(weights, 1 / 16))["z"]
+    even = module._resampled({"z": values}, torch.zeros_like(weights))["z"]
     assert torch.equal(even, values)
 
 

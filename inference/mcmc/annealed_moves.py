@@ -15,7 +15,7 @@ from inference.mcmc.target import Target
 from zoo.density import drawn_latents, latent_sites
 from zoo.latents.support import support_kind
 
-__all__ = ["AnnealedBlock", "annealed_blocks"]
+__all__ = ["AnnealedBlock", "annealed_blocks", "move_all"]
 
 PILOTS = 64  # draws of the initial law that tell its scale
 MOST_STEPS = 16  # leapfrog steps between two temperatures
@@ -49,6 +49,17 @@ def annealed_blocks(model: Callable, initial: Callable | None, x: Tensor, values
     discrete = {name: site for name, site in sites.items() if support_kind(site["fn"].support) != "real"}
     blocks: list[AnnealedBlock] = [RealMoves(model, initial, x, values, discrete)] if len(discrete) < len(sites) else []
     return blocks + [DiscreteMoves(model, initial, x, name, site, values) for name, site in discrete.items()]
+
+
+def move_all(blocks: list[AnnealedBlock], values: dict[str, Tensor], beta: float | Tensor,
+             steps: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Moves every block once, given the others; returns the new values and the step sizes to take next."""
+    tuned = []
+    for block, step in zip(blocks, steps, strict=True):
+        moved, chance = block.move(values, beta, step)
+        values = values | moved
+        tuned.append(block.tuned(step, chance))
+    return values, tuned
 
 
 def _tuned(step: Tensor, chance: Tensor, wanted: float) -> Tensor:

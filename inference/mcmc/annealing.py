@@ -17,7 +17,7 @@ from torch import Tensor
 
 from guides.lesioned import check_density
 from guides.stepwise import settled
-from inference.mcmc.annealed_moves import annealed_blocks
+from inference.mcmc.annealed_moves import annealed_blocks, move_all
 from inference.mcmc.gibbs import can_sweep, sweeps
 from inference.mcmc.traced import traced
 from zoo.density import count, drawn_latents, latent_sites, log_terms, uncounted
@@ -161,12 +161,7 @@ def _pass(blocks: list, change: Callable, x: Tensor, values: dict[str, Tensor], 
             break
         current = current if steps is None else steps[t - 1]
         used.append(current)
-        learned = []
-        for block, step in zip(blocks, current, strict=True):
-            moved, chance = block.move(values, schedule[t], step)
-            values = values | moved
-            learned.append(block.tuned(step, chance))
-        current = learned
+        values, current = move_all(blocks, values, schedule[t], current)
         report(t)
     return log_weights, used
 

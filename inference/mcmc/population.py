@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.mcmc.annealed_moves import AnnealedBlock, annealed_blocks
+from inference.mcmc.annealed_moves import annealed_blocks, move_all
 from inference.mcmc.traced import traced
+from inference.resampling import resample
 from zoo.density import count, drawn_latents, log_terms, uncounted
 
 __all__ = ["Population", "population"]
@@ -80,27 +81,17 @@ def _led(model: Callable, x: Tensor, particles: int, moves: int, share: float) -
         rise = _rise(fit, 1.0 - beta, share)
         log_weights = rise * fit.clamp(min=-1e300)
         log_evidence += log_weights.logsumexp(0) - math.log(particles)
-        values = _resampled(values, log_weights.softmax(0))
+        values = _resampled(values, log_weights)
         taken += beta < 1.0
         beta = torch.where(rise >= 1.0 - beta, 1.0, beta + rise)
         for block in blocks:
             block.rescale(values)
         steps = steps or [block.first_step(values, beta) for block in blocks]
         for _ in range(moves):
-            values, steps = _moved(blocks, values, beta, steps)
+            values, steps = move_all(blocks, values, beta, steps)
         if (beta == 1.0).all():
             return Population(values, log_evidence, taken)
     raise ValueError(f"image {int((beta < 1.0).nonzero()[0])} did not reach its posterior within {MOST} temperatures")
-
-
-def _moved(blocks: list[AnnealedBlock], values: dict[str, Tensor], beta: Tensor,
-           steps: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-    tuned = []
-    for block, step in zip(blocks, steps, strict=True):
-        new, chance = block.move(values, beta, step)
-        values = values | new
-        tuned.append(block.tuned(step, chance))
-    return values, tuned
 
 
 def _rise(fit: Tensor, most: Tensor, share: float) -> Tensor:
@@ -120,12 +111,9 @@ def _rise(fit: Tensor, most: Tensor, share: float) -> Tensor:
     return torch.where(enough(most), most, low)
 
 
-def _resampled(values: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
-    """Particles drawn by weights ``(P, N)``, systematically: each at least as often as the whole part of what it is due."""
-    particles, images = weights.shape
-    offset = torch.rand(images, 1, dtype=weights.dtype, device=weights.device)
-    places = (torch.arange(particles, dtype=weights.dtype, device=weights.device) + offset) / particles
-    chosen = torch.searchsorted(weights.cumsum(0).T.contiguous(), places).clamp(max=particles - 1).T  # (P, N)
+def _resampled(values: dict[str, Tensor], log_weights: Tensor) -> dict[str, Tensor]:
+    """Particles drawn by log weights ``(P, N)``: each at least as often as the whole part of what it is due."""
+    chosen = resample(log_weights, seed=None)
     return {name: value.gather(0, chosen.reshape(*chosen.shape, *[1] * (value.dim() - 2)).expand_as(value))
             for name, value in values.items()}
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from inference.mcmc.diagnostics import ess
 from inference.methods import registry
 from inference.methods.run import infer
-from inference.metrics.paired import resample
 from inference.metrics.uniformity import ecdf_p_values, holm
 from inference.posterior import Posterior
+from inference.resampling import resample
 from zoo.density import log_joint, sites
 
 __all__ = ["Calibration", "ranks_of", "sbc", "simulate"]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from inference.mcmc.diagnostics import ess
 from inference.posterior import Posterior
+from inference.resampling import resample
 
-__all__ = ["check_pair", "chunks", "effective_sizes", "flat_draws", "resample", "spread", "total_size"]
+__all__ = ["check_pair", "chunks", "effective_sizes", "flat_draws", "spread", "total_size"]
 
 CHUNK = 2**24  # numbers held at once
 
@@ -76,12 +77,3 @@ def spread(flat: Tensor) -> Tensor:
 def total_size(posterior: Posterior) -> int:
     """How many numbers the latents of an image have, F."""
     return sum(math.prod(value.shape[3:]) for value in posterior.samples.values())
-
-
-def resample(log_weights: Tensor, seed: int = 0) -> Tensor:
-    """Systematic resampling (Kitagawa 1996): for log weights ``(n, N)`` the indices ``(n, N)``, ascending, of n draws that count alike."""
-    count, images = log_weights.shape
-    start = torch.rand(images, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(log_weights.device)
-    places = (torch.arange(count, device=log_weights.device, dtype=torch.float64) + start[:, None]) / count
-    total = log_weights.double().softmax(0).cumsum(0).T.contiguous()
-    return torch.searchsorted(total, places.clamp(max=1.0), right=True).clamp(max=count - 1).T
