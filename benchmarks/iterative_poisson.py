@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from itertools import product
+from pathlib import Path
 
 import torch
 import torch.nn.utils.parametrize
@@ -90,17 +91,41 @@ def iterative(data: object, x: Tensor, options: argparse.Namespace, beta: float)
     def report(step: int, steps: int, row: dict[str, float]) -> None:
         print(step, steps, {name: round(row[name], 3) for name in ("elbo", "kl", "seconds")}, flush=True)
 
+    def train(steps: int, batch: int, **settings: object) -> None:
+        inference.fit(model, guide, data, objective="online" if options.sampled else "online_exact", steps=steps, batch_size=batch,
+                      clip=options.clip, weight_decay=options.weight_decay, device=options.device, log_every=100, progress=report,
+                      **settings)
+
+    name = f"{options.data}_{options.t}_{beta:g}_{options.iterations}_{options.seed}.pt"
+    kept = None if options.weights is None else options.weights / name
     began = time.perf_counter()
-    inference.fit(model, guide, data, objective="online" if options.sampled else "online_exact", steps=options.iterations,
-                  batch_size=options.batch, lr=options.lr, clip=options.clip, beta=beta, beta_start=1e-4, beta_warmup=0.1, warmup=0.005,
-                  weight_decay=options.weight_decay, temperature=(1.0, 0.05), seed=options.seed, device=options.device, log_every=100,
-                  progress=report)
-    seconds = time.perf_counter() - began
-    rows = unroll(model, guide, x)
+    if kept is not None and kept.exists():
+        model_state, guide_state, before = torch.load(kept)
+        model.load_state_dict(model_state)
+        guide.load_state_dict(guide_state)
+    else:
+        before = 0.0
+        train(options.iterations, options.batch, lr=options.lr, beta=beta, beta_start=1e-4, beta_warmup=0.1, warmup=0.005,
+              temperature=(1.0, 0.05), seed=options.seed)
+    seconds = before + time.perf_counter() - began
+    if kept is not None and not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save((model.state_dict(), guide.state_dict(), seconds), kept)
+    seen = options.iterations * options.batch
+    row: dict[str, object] = {"guide": "natural", "t": options.t, "beta": beta, "iterations": options.iterations}
+    if options.then is not None:
+        guide.steps, longer_beta, iterations = int(options.then[0]), options.then[1], int(options.then[2])
+        batch = options.batch // 2
+        began = time.perf_counter()
+        train(iterations, batch, lr=0.3 * options.lr, beta=longer_beta, beta_start=longer_beta, warmup=0.02, temperature=(0.05, 0.05),
+              seed=options.seed + 1)
+        seconds += time.perf_counter() - began
+        seen += iterations * batch
+        row["then"] = {"t": guide.steps, "beta": longer_beta, "iterations": iterations}
     parameters = sum(p.numel() for part in (model, guide) for p in part.parameters() if p.requires_grad)
-    return {"guide": "natural", "t": options.t, "beta": beta, "iterations": options.iterations, "parameters": parameters,
-            "epochs": round(options.iterations * options.batch / len(data.train), 2), "training_seconds": round(seconds),
-            "step_size": round(guide.step_size.item(), 4), "pixel_noise": round(model.scale.mean().item(), 4), "horizons": rows}
+    return row | {"parameters": parameters, "epochs": round(seen / len(data.train), 2), "training_seconds": round(seconds),
+                  "step_size": round(guide.step_size.item(), 4), "pixel_noise": round(model.scale.mean().item(), 4),
+                  "horizons": unroll(model, guide, x)}
 
 
 def amortized(data: object, x: Tensor, options: argparse.Namespace, beta: float, encoder: str) -> dict[str, object]:
@@ -123,6 +148,9 @@ def main() -> None:
     parser.add_argument("--t", type=int, default=16, help="steps of a presentation in training (default: %(default)s)")
     parser.add_argument("--beta", type=float, nargs="*", default=[24.0], help="default: 24; none to leave the iterative ones out")
     parser.add_argument("--iterations", type=int, default=4000, help="for each beta (default: %(default)s; published 120,000)")
+    parser.add_argument("--then", nargs=3, type=float, metavar=("T", "BETA", "ITERATIONS"),
+                        help="train on with longer presentations, half as large batches and .3 of the learning rate")
+    parser.add_argument("--weights", type=Path, help="folder where the first training's weights are kept, and taken from if they are there")
     parser.add_argument("--batch", type=int, default=100, help="default: %(default)s; published 200")
     parser.add_argument("--lr", type=float, default=1e-2, help="default: %(default)s; published, for the longer training, 0.005")
     parser.add_argument("--clip", type=float, default=300.0)
