@@ -13,7 +13,6 @@ zeros .844; as there, ``--data mnist --t 128 --beta 128 --lr 0.002 --clip 3000 -
 from __future__ import annotations
 
 import argparse
-import time
 from itertools import product
 from pathlib import Path
 
@@ -80,6 +79,35 @@ class SoftClamp(nn.Module):
         return self.limit * torch.tanh(log_scale / self.limit)
 
 
+def train(model: nn.Module, guide: nn.Module, data: object, options: argparse.Namespace, steps: int, batch: int,
+          **settings: object) -> float:
+    """What both trainings share; returns the seconds that it took."""
+    def report(step: int, steps: int, row: dict[str, float]) -> None:
+        print(step, steps, {name: round(row[name], 3) for name in ("elbo", "kl", "seconds")}, flush=True)
+
+    history = inference.fit(model, guide, data, objective="online" if options.sampled else "online_exact", steps=steps, batch_size=batch,
+                            clip=options.clip, weight_decay=options.weight_decay, device=options.device, log_every=100, progress=report,
+                            **settings)
+    return history.rows[-1]["seconds"]
+
+
+def train_first(model: nn.Module, guide: nn.Module, data: object, options: argparse.Namespace, beta: float) -> float:
+    """The first training, or what it has left in the folder of weights; returns the seconds that it took."""
+    name = f"{options.data}_{options.t}_{beta:g}_{options.iterations}_{options.seed}.pt".replace("/", "_")
+    kept = None if options.weights is None else options.weights / name
+    if kept is not None and kept.exists():
+        model_state, guide_state, seconds = torch.load(kept)
+        model.load_state_dict(model_state)
+        guide.load_state_dict(guide_state)
+        return seconds
+    seconds = train(model, guide, data, options, options.iterations, options.batch, lr=options.lr, beta=beta, beta_start=1e-4,
+                    beta_warmup=0.1, warmup=0.005, temperature=(1.0, 0.05), seed=options.seed)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save((model.state_dict(), guide.state_dict(), seconds), kept)
+    return seconds
+
+
 def iterative(data: object, x: Tensor, options: argparse.Namespace, beta: float) -> dict[str, object]:
     """Trains and evaluates one iterative Poisson VAE."""
     model = zoo.build("poisson", data, latents=options.latents, scale=options.scale, learn_scale="pixel", init_scale=options.init_scale)
@@ -87,39 +115,13 @@ def iterative(data: object, x: Tensor, options: argparse.Namespace, beta: float)
         nn.utils.parametrize.register_parametrization(model, "log_scale", SoftClamp(options.noise_limit))
     guide = guides.build("natural", model, steps=options.t, prior="online", step_size="learned", self_cost=options.self_cost,
                          kl_rate=options.kl_rate, step_bound=options.step_bound)
-
-    def report(step: int, steps: int, row: dict[str, float]) -> None:
-        print(step, steps, {name: round(row[name], 3) for name in ("elbo", "kl", "seconds")}, flush=True)
-
-    def train(steps: int, batch: int, **settings: object) -> None:
-        inference.fit(model, guide, data, objective="online" if options.sampled else "online_exact", steps=steps, batch_size=batch,
-                      clip=options.clip, weight_decay=options.weight_decay, device=options.device, log_every=100, progress=report,
-                      **settings)
-
-    name = f"{options.data}_{options.t}_{beta:g}_{options.iterations}_{options.seed}.pt"
-    kept = None if options.weights is None else options.weights / name
-    began = time.perf_counter()
-    if kept is not None and kept.exists():
-        model_state, guide_state, before = torch.load(kept)
-        model.load_state_dict(model_state)
-        guide.load_state_dict(guide_state)
-    else:
-        before = 0.0
-        train(options.iterations, options.batch, lr=options.lr, beta=beta, beta_start=1e-4, beta_warmup=0.1, warmup=0.005,
-              temperature=(1.0, 0.05), seed=options.seed)
-    seconds = before + time.perf_counter() - began
-    if kept is not None and not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save((model.state_dict(), guide.state_dict(), seconds), kept)
-    seen = options.iterations * options.batch
     row: dict[str, object] = {"guide": "natural", "t": options.t, "beta": beta, "iterations": options.iterations}
+    seconds, seen = train_first(model, guide, data, options, beta), options.iterations * options.batch
     if options.then is not None:
         guide.steps, longer_beta, iterations = int(options.then[0]), options.then[1], int(options.then[2])
         batch = options.batch // 2
-        began = time.perf_counter()
-        train(iterations, batch, lr=0.3 * options.lr, beta=longer_beta, beta_start=longer_beta, warmup=0.02, temperature=(0.05, 0.05),
-              seed=options.seed + 1)
-        seconds += time.perf_counter() - began
+        seconds += train(model, guide, data, options, iterations, batch, lr=0.3 * options.lr, beta=longer_beta, beta_start=longer_beta,
+                         warmup=0.02, temperature=(0.05, 0.05), seed=options.seed + 1)
         seen += iterations * batch
         row["then"] = {"t": guide.steps, "beta": longer_beta, "iterations": iterations}
     parameters = sum(p.numel() for part in (model, guide) for p in part.parameters() if p.requires_grad)
@@ -163,6 +165,7 @@ def main() -> None:
     parser.add_argument("--kl-rate", choices=("prior", "posterior"), default="prior", help="'posterior': the published factor")
     parser.add_argument("--sampled", action="store_true", help="learn from relaxed spikes instead of in closed form")
     parser.add_argument("--amortized", type=float, nargs="*", default=[0.01, 0.1, 1.0], help="betas of amortized models (default: three)")
+    parser.add_argument("--encoders", nargs="+", choices=AMORTIZED_LR, default=list(AMORTIZED_LR), help="theirs (default: all)")
     parser.add_argument("--amortized-iterations", type=int, default=4000)
     parser.add_argument("--images", type=int, default=1000, help="held-out images, the first of the test part (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda")
@@ -177,7 +180,7 @@ def main() -> None:
     for beta in options.beta:
         rows.append(iterative(data, x, options, beta))
         print(rows[-1], flush=True)
-    for beta, encoder in product(options.amortized, AMORTIZED_LR):
+    for beta, encoder in product(options.amortized, options.encoders):
         rows.append(amortized(data, x, options, beta, encoder))
         print(rows[-1], flush=True)
     record(options.name or f"iterative_poisson_{options.data}", {"rows": rows}, seed=options.seed,
