@@ -1,11 +1,13 @@
-"""Why small hierarchies do not untangle: what their decoder can do with the true causes, against what it does with a code of its own.
+"""Would the bound prefer an untangled code? The ELBO with an oracle for an encoder, which is told the true causes of every frame.
 
-    python benchmarks/untangling_causes.py [--models cnvae_s vae_s] [--steps 12000] [--batch 128] [--lr 6e-3] [--threads 1]
+    python benchmarks/untangling_causes.py [--models cnvae_s vae_s] [--steps 1000] [--lr 1e-2] [--threads 1]
 
-A perfectly untangled code is a linear map of the 11 Cartesian causes. Here the decoder of each model of ``untangling.py`` is trained on
-such a code, the map learned with it, by log p(x | code) alone, on the frames, with the steps and the learning rate of that benchmark. Where
-log p(x | true causes) ends below the log-likelihood that the model reaches with its own code, its bound prefers a tangled code, whatever
-the KL divergences. Held-out frames; endpoint error: sum over pixels of the length of the error vector, rad/s.
+The models of ``untangling.py``, on the same frames and with the same schedules, but what is added to the prior's parameters is a linear map
+of the 11 Cartesian causes, learned with the model: the strictest of untangled codes, which holds the causes and nothing else. (Codes that
+hold them beside other features are not ruled out by anything here; and in a hierarchy this guide does not see what was drawn above, which
+costs it some nats.) If its ELBO ends above that of ``untangling.py`` after as many steps, a small model fails to untangle as its training
+does not find the better solution; if below, training gives the bound what it asks for, as far as these steps go. ELBOs of one draw on 5,000
+held-out frames, nats.
 """
 
 from __future__ import annotations
@@ -18,69 +20,69 @@ from record import record
 from torch import Tensor, nn
 
 import zoo
-from inference.schedules import cosine
+from guides.base import Fixed
+from guides.bounds import elbo
+from inference.schedules import cosine, ramp
 from zoo.data.rofl import Stream
 
+IMAGES, LOOKS = 5000, 4
 
-class FromCauses(nn.Module):
-    """A model's decoder behind a learned linear map of causes ``(N, 11)``."""
+
+class Oracle(nn.Module):
+    """From causes ``(N, 11)`` to what is added to the priors' parameters, ``{site: (N, P, K)}``."""
 
     def __init__(self, model: nn.Module, causes: int) -> None:
         super().__init__()
-        self.model, self.sizes = model, {name: units for name, (_, units) in model.latents.items()}
-        self.map = nn.Linear(causes, sum(self.sizes.values()))
+        self.shapes = {name: (len(family.parameters), units) for name, (family, units) in model.latents.items()}
+        self.maps = nn.ModuleDict({name: nn.Linear(causes, count * units) for name, (count, units) in self.shapes.items()})
 
-    def forward(self, g: Tensor) -> Tensor:
-        parts = self.map(g).split(list(self.sizes.values()), dim=-1)
-        return self.model.decode(dict(zip(self.sizes, parts, strict=True)))
+    def forward(self, g: Tensor) -> dict[str, Tensor]:
+        return {name: self.maps[name](g).unflatten(-1, shape) for name, shape in self.shapes.items()}
 
 
-def endpoint_error(x: Tensor, made: Tensor) -> Tensor:
-    """Of images ``(N, 2, H, W)``, ``(N,)``."""
-    return (x - made).norm(dim=1).sum((-2, -1))
+@torch.no_grad()
+def held_out(model: nn.Module, oracle: Oracle, x: Tensor, g: Tensor) -> dict[str, float]:
+    """ELBO, its standard error, and the KL divergence."""
+    parts = [elbo(model, Fixed(model, oracle(g_)), x_) for x_, g_ in zip(x.split(500), g.split(500), strict=True)]
+    value, kl = (torch.cat([getattr(part, name) for part in parts]) for name in ("value", "kl"))
+    return {"elbo": value.mean().item(), "elbo_se": (value.std() / len(value) ** 0.5).item(), "kl": kl.mean().item()}
 
 
 def run(name: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Trains one decoder; its errors on held-out frames on the way and at the end."""
+    """One training of a model and its oracle."""
     torch.manual_seed(options.seed)
     model = zoo.build(name, data, seed=options.seed, scale=options.scale)
-    network, stream = FromCauses(model, len(data.targets)), Stream("fixate-1", seed=options.seed)
+    oracle, stream = Oracle(model, len(data.targets)), Stream("fixate-1", seed=options.seed)
     reference = torch.stack([data.validation.factors[target] for target in data.targets], 1)
     mean, sd = reference.mean(0), reference.std(0)
 
-    def standardized(part: Any) -> Tensor:
+    def causes(part: Any) -> Tensor:
         return (torch.stack([part.factors[target] for target in data.targets], 1) - mean) / sd
 
-    def held_out() -> dict[str, float]:
-        network.eval()
-        with torch.no_grad():
-            made = network(standardized(data.test[:5000]))
-            error, log_likelihood = endpoint_error(data.test.x[:5000], made), model.observation(made).log_prob(data.test.x[:5000])
-        network.train()
-        return {"endpoint_error": error.mean().item(), "log_likelihood": log_likelihood.mean().item()}
-
-    optimizer = torch.optim.Adamax(network.parameters(), lr=options.lr)
-    curve = []
+    test = data.test[:IMAGES]
+    parameters = [*model.parameters(), *oracle.parameters()]
+    optimizer, curve = torch.optim.Adamax(parameters, lr=options.lr), []
     for step in range(options.steps):
         optimizer.param_groups[0]["lr"] = cosine(step / options.steps, options.lr, 1e-5, 0.0125)
         frames = stream.frames(step * options.batch, (step + 1) * options.batch)
-        loss = -model.observation(network(standardized(frames))).log_prob(frames.x).mean()
+        guide = Fixed(model, oracle(causes(frames)), temperature=1.0)
+        loss = -elbo(model, guide, frames.x, beta=ramp(step / options.steps, 1e-4, 1.0, 0.5)).surrogate.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 2000.0)
+        nn.utils.clip_grad_norm_(parameters, 2000.0)
         optimizer.step()
-        if (step + 1) % max(options.steps // 8, 1) == 0:
-            curve.append({"step": step + 1} | held_out())
+        if (step + 1) % max(options.steps // LOOKS, 1) == 0:
+            curve.append({"step": step + 1} | held_out(model, oracle, test.x, causes(test)))
             print(name, curve[-1], flush=True)
-    return {"model": name, "steps": options.steps, "frames": options.steps * options.batch} | held_out() | {"curve": curve}
+    return {"model": name, "steps": options.steps, "frames": options.steps * options.batch} | curve[-1] | {"curve": curve}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["cnvae_s", "vae_s"], help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=6e-3)
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--scale", type=float, default=0.15, help="b of the endpoint error, rad/s (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="of PyTorch")
@@ -89,9 +91,9 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     data = zoo.data.load("rofl/fixate-1", n_train=1)
     rows = [run(name, data, options) for name in options.models]
-    shown = data.test.x[:5000].norm(dim=1).sum((-2, -1)).mean().item()
-    record(f"untangling_causes_{options.steps}", {"rows": rows, "endpoint_error_of_no_flow": shown}, seed=options.seed, notes=(
-        "5,000 held-out frames; decoders of true causes: no KL divergence is paid; endpoint errors in rad/s, summed over 289 pixels"))
+    record(f"untangling_causes_{options.steps}", {"rows": rows}, seed=options.seed, notes=(
+        f"{IMAGES} held-out frames, one draw each, nats; to be compared with the ELBO of untangling_{options.steps}.json, a mean over the "
+        "last training frames, none of which was seen before"))
 
 
 if __name__ == "__main__":
