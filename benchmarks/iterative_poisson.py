@@ -8,6 +8,10 @@ image, around its own mean, then averaged; ``r2_map``: of the rates), the fracti
 ideal corner d = sqrt((1 − R²)² + (1 − zeros)²), and ``du_norm``, the change of the log-rates in the last step. Published, 120,000
 iterations: iterative .284 (T = 16, beta = 24), LCA .282, amortized .379; MNIST (T = 128, beta = 128, K = 512, 240,000 iterations): R² .951,
 zeros .844; as there, ``--data mnist --t 128 --beta 128 --lr 0.002 --clip 3000 --iterations 240000 --noise-limit 3.45 --amortized``.
+
+``--then T BETA ITERATIONS`` trains each model on with longer presentations, as short ones leave a network that has not settled when it is
+looked at: half as large batches, .3 of the learning rate, a constant beta. (Σ KL over a path shrinks as 1 / T, and the objective takes its
+mean, so that the same pressure needs a beta that grows as T².) ``--weights`` keeps the weights between the two.
 """
 
 from __future__ import annotations
@@ -28,6 +32,12 @@ import zoo
 from inference.metrics.sparsity import fraction_of_zeros
 
 AMORTIZED_LR = {"lin": 1e-2, "mlp": 2e-3}
+FIRST = ("data", "latents", "t", "iterations", "batch", "lr", "clip", "weight_decay", "init_scale", "scale", "noise_limit", "step_bound",
+         "self_cost", "kl_rate", "sampled", "seed")  # what shapes a first training
+PUBLISHED = {
+    "van_hateren": "of patches of other photographs, with 120,000 iterations: iterative .284, LCA .282, amortized .379; LCA on these "
+                   "images: sparse_frontier_van_hateren",
+    "mnist": "with 240,000 iterations: iterative R2 .951, zeros .844"}
 HORIZONS = (16, 32, 64, 100, 200, 500, 1000)
 
 
@@ -92,19 +102,29 @@ def train(model: nn.Module, guide: nn.Module, data: object, options: argparse.Na
 
 
 def train_first(model: nn.Module, guide: nn.Module, data: object, options: argparse.Namespace, beta: float) -> float:
-    """The first training, or what it has left in the folder of weights; returns the seconds that it took."""
-    name = f"{options.data}_{options.t}_{beta:g}_{options.iterations}_{options.seed}.pt".replace("/", "_")
-    kept = None if options.weights is None else options.weights / name
+    """The first training, or what it has left in the folder of weights; returns the seconds that it took.
+
+    Raises:
+        ValueError: if the folder holds weights that other options made.
+    """
+    made_by = {"beta": beta} | {name: getattr(options, name) for name in FIRST}
+    kept = None if options.weights is None else options.weights / f"{options.data.replace('/', '_')}_{beta:g}.pt"
     if kept is not None and kept.exists():
-        model_state, guide_state, seconds = torch.load(kept)
-        model.load_state_dict(model_state)
-        guide.load_state_dict(guide_state)
-        return seconds
+        found = torch.load(kept, map_location="cpu")
+        if found["made_by"] != made_by:
+            raise ValueError(f"{kept} was made by {found['made_by']}, not by {made_by}: give another folder")
+        model.load_state_dict(found["model"])
+        guide.load_state_dict(found["guide"])
+        for part in (model, guide):
+            part.to(options.device or "cpu").eval()
+        return found["seconds"]
     seconds = train(model, guide, data, options, options.iterations, options.batch, lr=options.lr, beta=beta, beta_start=1e-4,
                     beta_warmup=0.1, warmup=0.005, temperature=(1.0, 0.05), seed=options.seed)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save((model.state_dict(), guide.state_dict(), seconds), kept)
+        temporary = kept.with_suffix(".tmp")
+        torch.save({"made_by": made_by, "model": model.state_dict(), "guide": guide.state_dict(), "seconds": seconds}, temporary)
+        temporary.rename(kept)
     return seconds
 
 
@@ -119,11 +139,11 @@ def iterative(data: object, x: Tensor, options: argparse.Namespace, beta: float)
     seconds, seen = train_first(model, guide, data, options, beta), options.iterations * options.batch
     if options.then is not None:
         guide.steps, longer_beta, iterations = int(options.then[0]), options.then[1], int(options.then[2])
-        batch = options.batch // 2
-        seconds += train(model, guide, data, options, iterations, batch, lr=0.3 * options.lr, beta=longer_beta, beta_start=longer_beta,
-                         warmup=0.02, temperature=(0.05, 0.05), seed=options.seed + 1)
+        batch, lr = max(options.batch // 2, 1), 0.3 * options.lr
+        seconds += train(model, guide, data, options, iterations, batch, lr=lr, beta=longer_beta, beta_start=longer_beta, warmup=0.02,
+                         temperature=(0.05, 0.05), seed=options.seed + 1)
         seen += iterations * batch
-        row["then"] = {"t": guide.steps, "beta": longer_beta, "iterations": iterations}
+        row["then"] = {"t": guide.steps, "beta": longer_beta, "iterations": iterations, "batch": batch, "lr": lr}
     parameters = sum(p.numel() for part in (model, guide) for p in part.parameters() if p.requires_grad)
     return row | {"parameters": parameters, "epochs": round(seen / len(data.train), 2), "training_seconds": round(seconds),
                   "step_size": round(guide.step_size.item(), 4), "pixel_noise": round(model.scale.mean().item(), 4),
@@ -165,7 +185,8 @@ def main() -> None:
     parser.add_argument("--kl-rate", choices=("prior", "posterior"), default="prior", help="'posterior': the published factor")
     parser.add_argument("--sampled", action="store_true", help="learn from relaxed spikes instead of in closed form")
     parser.add_argument("--amortized", type=float, nargs="*", default=[0.01, 0.1, 1.0], help="betas of amortized models (default: three)")
-    parser.add_argument("--encoders", nargs="+", choices=AMORTIZED_LR, default=list(AMORTIZED_LR), help="theirs (default: all)")
+    parser.add_argument("--encoders", nargs="+", choices=AMORTIZED_LR, default=list(AMORTIZED_LR),
+                        help="encoders of the amortized models (default: all)")
     parser.add_argument("--amortized-iterations", type=int, default=4000)
     parser.add_argument("--images", type=int, default=1000, help="held-out images, the first of the test part (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda")
@@ -183,10 +204,10 @@ def main() -> None:
     for beta, encoder in product(options.amortized, options.encoders):
         rows.append(amortized(data, x, options, beta, encoder))
         print(rows[-1], flush=True)
+    published = PUBLISHED.get(options.data, "nothing")
     record(options.name or f"iterative_poisson_{options.data}", {"rows": rows}, seed=options.seed,
            notes=f"first {options.images} test images; one draw of true spikes; d is the distance to R2 = 1, zeros = 1; rates, not "
-                 "spikes, drive the dynamics, and KL divergences have the prior's rate; published, of patches of other photographs, with "
-                 "120,000 iterations: iterative .284, LCA .282, amortized .379; LCA on these images: sparse_frontier")
+                 f"spikes, drive the dynamics, and KL divergences have the prior's rate; published: {published}")
 
 
 if __name__ == "__main__":
