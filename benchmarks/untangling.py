@@ -28,6 +28,7 @@ from inference.metrics.decodability import linear_decodability, mean_code
 from zoo.data.rofl import Stream
 
 LOOKS = 8  # times a model in training is looked at
+SCHEDULE = {"warmup": 0.0125, "beta_warmup": 0.5, "clip": 2000.0}
 
 
 def run(name: str, seed: int, options: argparse.Namespace, data: Any) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def run(name: str, seed: int, options: argparse.Namespace, data: Any) -> dict[st
 
     began = time.perf_counter()
     history = inference.fit(model, guide, Stream("fixate-1", seed=seed, device=options.device), steps=options.steps,
-                            batch_size=options.batch, lr=options.lr, warmup=0.0125, beta_warmup=0.5, clip=2000.0, seed=seed, progress=look,
+                            batch_size=options.batch, lr=options.lr, seed=seed, **SCHEDULE, progress=look,
                             log_every=max(options.steps // LOOKS, 1))
     seconds = time.perf_counter() - began - looking
     r2 = readout()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from record import record
 from torch import Tensor, nn
+from untangling import SCHEDULE
 
 import zoo
 from guides.base import Fixed
@@ -53,23 +54,27 @@ def run(name: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     model = zoo.build(name, data, seed=options.seed, scale=options.scale)
     oracle, stream = Oracle(model, len(data.targets)), Stream("fixate-1", seed=options.seed)
-    reference = torch.stack([data.validation.factors[target] for target in data.targets], 1)
+
+    def stacked(part: Any) -> Tensor:
+        return torch.stack([part.factors[target] for target in data.targets], 1)
+
+    reference = stacked(data.validation)
     mean, sd = reference.mean(0), reference.std(0)
 
     def causes(part: Any) -> Tensor:
-        return (torch.stack([part.factors[target] for target in data.targets], 1) - mean) / sd
+        return (stacked(part) - mean) / sd
 
     test = data.test[:IMAGES]
     parameters = [*model.parameters(), *oracle.parameters()]
     optimizer, curve = torch.optim.Adamax(parameters, lr=options.lr), []
     for step in range(options.steps):
-        optimizer.param_groups[0]["lr"] = cosine(step / options.steps, options.lr, 1e-5, 0.0125)
+        optimizer.param_groups[0]["lr"] = cosine(step / options.steps, options.lr, 1e-5, SCHEDULE["warmup"])
         frames = stream.frames(step * options.batch, (step + 1) * options.batch)
         guide = Fixed(model, oracle(causes(frames)), temperature=1.0)
-        loss = -elbo(model, guide, frames.x, beta=ramp(step / options.steps, 1e-4, 1.0, 0.5)).surrogate.mean()
+        loss = -elbo(model, guide, frames.x, beta=ramp(step / options.steps, 1e-4, 1.0, SCHEDULE["beta_warmup"])).surrogate.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 2000.0)
+        nn.utils.clip_grad_norm_(parameters, SCHEDULE["clip"])
         optimizer.step()
         if (step + 1) % max(options.steps // LOOKS, 1) == 0:
             curve.append({"step": step + 1} | held_out(model, oracle, test.x, causes(test)))
