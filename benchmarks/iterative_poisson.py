@@ -11,7 +11,9 @@ zeros .844; as there, ``--data mnist --t 128 --beta 128 --lr 0.002 --clip 3000 -
 
 ``--then T BETA ITERATIONS`` trains each model on with longer presentations, as short ones leave a network that has not settled when it is
 looked at: half as large batches, .3 of the learning rate, a constant beta. (Σ KL over a path shrinks as 1 / T, and the objective takes its
-mean, so that the same pressure needs a beta that grows as T².) ``--weights`` keeps the weights between the two.
+mean, so that the same pressure needs a beta that grows as T².) With ``--burn-in`` steps of each presentation pass before those that it
+learns from. The mean over all steps is ruled by the first few, in which errors are greatest: it pays for atoms that explain fast, and
+spikes of large atoms are noisy; the last steps alone pay for small atoms with high rates. ``--weights`` keeps the weights between the two.
 """
 
 from __future__ import annotations
@@ -139,11 +141,12 @@ def iterative(data: object, x: Tensor, options: argparse.Namespace, beta: float)
     seconds, seen = train_first(model, guide, data, options, beta), options.iterations * options.batch
     if options.then is not None:
         guide.steps, longer_beta, iterations = int(options.then[0]), options.then[1], int(options.then[2])
-        batch, lr = max(options.batch // 2, 1), 0.3 * options.lr
+        guide.burn_in = options.burn_in
+        batch, lr = max(options.batch // 2, 1), 0.3 * options.lr if options.then_lr is None else options.then_lr
         seconds += train(model, guide, data, options, iterations, batch, lr=lr, beta=longer_beta, beta_start=longer_beta, warmup=0.02,
                          temperature=(0.05, 0.05), seed=options.seed + 1)
         seen += iterations * batch
-        row["then"] = {"t": guide.steps, "beta": longer_beta, "iterations": iterations, "batch": batch, "lr": lr}
+        row["then"] = {"t": guide.steps, "burn_in": guide.burn_in, "beta": longer_beta, "iterations": iterations, "batch": batch, "lr": lr}
     parameters = sum(p.numel() for part in (model, guide) for p in part.parameters() if p.requires_grad)
     return row | {"parameters": parameters, "epochs": round(seen / len(data.train), 2), "training_seconds": round(seconds),
                   "step_size": round(guide.step_size.item(), 4), "pixel_noise": round(model.scale.mean().item(), 4),
@@ -172,6 +175,8 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=4000, help="for each beta (default: %(default)s; published 120,000)")
     parser.add_argument("--then", nargs=3, type=float, metavar=("T", "BETA", "ITERATIONS"),
                         help="train on with longer presentations, half as large batches and .3 of the learning rate")
+    parser.add_argument("--burn-in", type=int, default=0, help="steps of a longer presentation that pass before those it learns from")
+    parser.add_argument("--then-lr", type=float, help="learning rate of the longer presentations; .3 of the first if not given")
     parser.add_argument("--weights", type=Path, help="folder where the first training's weights are kept, and taken from if they are there")
     parser.add_argument("--batch", type=int, default=100, help="default: %(default)s; published 200")
     parser.add_argument("--lr", type=float, default=1e-2, help="default: %(default)s; published, for the longer training, 0.005")

@@ -63,6 +63,9 @@ class Natural(Stepwise):
             logits within 60 of a group's greatest.
         unrolled: Whether gradients flow back through all steps; if None, for an online prior in the closed form.
         particles, slope_temperature: Draws per image of sampled slopes, and their temperature.
+        burn_in: Of the steps of a call, how many come before those that training learns from; they are taken without gradients. With few
+            steps after them model and guide learn at the end of inference, for the price of a few steps (truncated back-propagation
+            through time).
 
     Raises:
         ValueError: for options out of range or that do not go together.
@@ -71,8 +74,8 @@ class Natural(Stepwise):
     def __init__(self, model: nn.Module, data: object = None, *, steps: int = 100, step_size: float | str | None = None,
                  prior: str = "static", self_cost: str = "analytic", guarded: bool | None = None, halvings: int = 6, beta: float = 1.0,
                  kl_rate: str = "prior", step_bound: float | None = None, floor: float | None = None, unrolled: bool | None = None,
-                 particles: int = 4, slope_temperature: float = 0.1) -> None:
-        super().__init__(model, steps)
+                 particles: int = 4, slope_temperature: float = 0.1, burn_in: int = 0) -> None:
+        super().__init__(model, steps, burn_in)
         self.exact = has_exact_elbo(model)
         default_size, default_bound = (1.0, None) if self.exact else (SAMPLED_STEP, SAMPLED_BOUND)
         step_size = default_size if step_size is None else step_size

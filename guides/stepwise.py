@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,27 @@ class Stepwise(Guide):
     Attributes:
         steps: How many steps a call takes; may be changed at any time.
         truncated: Whether a step's gradients stay within it, instead of flowing back through the steps before it.
+        burn_in: How many steps come before those that training learns from; they are taken without gradients. May be changed at any time.
     """
 
     truncated = True
 
-    def __init__(self, model: nn.Module, steps: int) -> None:
+    def __init__(self, model: nn.Module, steps: int, burn_in: int = 0) -> None:
         super().__init__(model)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        self.steps = steps
+        _check_burn_in(burn_in, steps)
+        self.steps, self.burn_in = steps, burn_in
 
     @property
     def scored(self) -> Sequence[int]:
-        """The steps, 0 for the start, whose bounds training climbs: all but the start, unless a subclass says otherwise."""
-        return range(1, self.steps + 1)
+        """The steps, 0 for the start, whose bounds training climbs: all after ``burn_in``, unless a subclass says otherwise.
+
+        Raises:
+            ValueError: if no step is left.
+        """
+        _check_burn_in(self.burn_in, self.steps)
+        return range(self.burn_in + 1, self.steps + 1)
 
     def start(self, x: Tensor) -> Deltas:
         """Where inference begins, ``{site: (N, P, K)}``; at the prior unless a subclass says otherwise."""
@@ -54,11 +61,12 @@ class Stepwise(Guide):
         """The start and the ``deltas`` after each step, ``steps + 1`` dictionaries ``{site: (N, P, K)}``, one at a time."""
         deltas, memory = self.start(x), None
         yield deltas
-        for _ in range(self.steps if steps is None else steps):
+        for step in range(self.steps if steps is None else steps):
             if self.truncated:
                 deltas = {name: delta.detach() for name, delta in deltas.items()}
                 memory = None if memory is None else {name: part.detach() for name, part in memory.items()}
-            deltas, memory = self.refine(x, deltas, memory)
+            with nullcontext() if step >= self.burn_in else torch.no_grad():
+                deltas, memory = self.refine(x, deltas, memory)
             yield deltas
 
     def delta(self, x: Tensor) -> Deltas:
@@ -67,6 +75,11 @@ class Stepwise(Guide):
     def at(self, deltas: Deltas) -> Fixed:
         """The guide as it is after a step, at this guide's temperature."""
         return Fixed(self.model, deltas, self.temperature)
+
+
+def _check_burn_in(burn_in: int, steps: int) -> None:
+    if not 0 <= burn_in < steps:
+        raise ValueError(f"burn_in must be at least 0 and below the number of steps, {steps}, not {burn_in}")
 
 
 def settled(guide: Callable, x: Tensor) -> Callable:

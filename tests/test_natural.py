@@ -241,6 +241,34 @@ def test_kl_divergences_of_online_steps_have_the_prior_rate():
         torch.testing.assert_close(OBJECTIVES["online_exact"](model, guide, x).kl, wrong / 4)
 
 
+@pytest.mark.parametrize("name", ["online_exact", "online"])
+def test_online_objectives_learn_from_the_steps_after_burn_in(name):
+    model, x = noisy("poisson", log_rate_init=(-2.0, 0.5)), images(dtype=torch.float64)
+    guide = Natural(model, steps=6, step_size="learned", self_cost="learned", prior="online", burn_in=4).double()
+    with torch.no_grad():
+        guide.log_step_size.fill_(-4.0)
+    guide.temperature = 0.1
+    bound = OBJECTIVES[name](model, guide, x, beta=3.0, particles=300)
+    parts = {"weight": model.decoder.weight, "step": guide.log_step_size, "cost": guide.log_self_cost}
+    gradients = dict(zip(parts, torch.autograd.grad(bound.value.mean(), list(parts.values())), strict=True))
+
+    path = [deltas["z"] for deltas in guide.path(x)]
+    assert [delta.requires_grad for delta in path] == [False] * 5 + [True] * 2
+    u, likelihood, kl = [guide.at({"z": path[4]}).posterior(x)["z"]], 0.0, 0.0
+    deltas = {"z": path[4]}
+    for _ in range(2):
+        deltas, _ = guide.refine(x, deltas, None)
+        u.append(guide.at(deltas).posterior(x)["z"])
+        kl = kl + kl_divergence(dist.Poisson(u[-1].exp()), dist.Poisson(u[-2].exp())).sum((1, 2))
+        likelihood = likelihood + model.expected_log_prob(x, {"z": u[-1]})
+    expected = torch.autograd.grad((likelihood - 3.0 * kl).mean() / 2, list(parts.values()))
+    torch.testing.assert_close(bound.kl, kl / 2)
+    if name == "online_exact":
+        torch.testing.assert_close(bound.value, (likelihood - 3.0 * kl) / 2)
+        for part, gradient in zip(parts, expected, strict=True):
+            torch.testing.assert_close(gradients[part], gradient)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.05])
 def test_the_sampled_objective_estimates_the_exact_one(temperature):
     model, x = build("poisson", log_rate_init=(-1.0, 0.5)), images(n=4)
@@ -458,6 +486,7 @@ def test_models_that_do_not_fit_are_refused_with_what_does():
 
 
 @pytest.mark.parametrize(("options", "message"), [
+    ({"steps": 3, "burn_in": 3}, "burn_in must be at least 0 and below the number of steps, 3, not 3"),
     ({"steps": 0}, "steps must be at least 1"), ({"prior": "flat"}, "'static' or 'online', not 'flat'"),
     ({"self_cost": "none"}, "'analytic' or 'learned'"), ({"kl_rate": "both"}, "'prior' or 'posterior'"),
     ({"step_size": 0.0}, "positive number or 'learned'"), ({"step_size": "big"}, "positive number or 'learned'"),

@@ -1,9 +1,9 @@
 r"""The objective of inference whose every step takes the posterior before it for its prior (Vafaii, Galor & Yates 2025).
 
 :math:`\frac1T \sum_{t=1}^T \big(E_{q_t}[\log p(x|z)] - \beta\, KL(q_t \| q_{t-1})\big)` over the ``T`` steps of a guide, with the
-model's prior as :math:`q_0`. Gradients flow back through all steps where the guide is ``unrolled``; model and guide learn together from
-every step. Its KL divergences are between posteriors, so it is no bound on log p(x) under one and the same prior: do not compare it with an
-ELBO.
+model's prior as :math:`q_0`; where the guide has a ``burn_in``, over those after it. Gradients flow back through all of them where the
+guide is ``unrolled``; model and guide learn together from every one. Its KL divergences are between posteriors, so it is no bound on
+log p(x) under one and the same prior: do not compare it with an ELBO.
 """
 
 from __future__ import annotations
@@ -57,14 +57,12 @@ def _over_path(model: nn.Module, guide: nn.Module, x: Tensor, beta: float, parti
         raise ValueError("the objective 'online' is for guides that infer in steps, such as 'natural'")
     if not hasattr(model, "observation"):
         raise ValueError("the objective 'online' is for models of the zoo; use 'elbo' for other Pyro programs")
-    before, likelihoods, divergences = None, [], []
+    scored, before, likelihoods, divergences = set(guide.scored), None, [], []
     for step, deltas in enumerate(guide.path(x)):
-        if step == 0:
-            before = deltas
-            continue
-        likelihood, divergence = _step(model, guide, x, deltas, before, particles)
-        likelihoods.append(likelihood)
-        divergences.append(divergence)
+        if step in scored and step > 0:  # a start has no step before it
+            likelihood, divergence = _step(model, guide, x, deltas, before, particles)
+            likelihoods.append(likelihood)
+            divergences.append(divergence)
         before = deltas
     log_likelihood, kl = sum(likelihoods) / len(likelihoods), sum(divergences) / len(divergences)
     value = log_likelihood - beta * kl
