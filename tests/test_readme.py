@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import zoo
 from guides import registry as guides
 from inference.methods import registry as methods
@@ -25,9 +27,18 @@ def test_the_example_prior_is_the_file_that_is_tested():
     assert any(block == (ROOT / "tests" / "my_prior.py").read_text() for block in blocks("python"))
 
 
-def test_files_it_links_exist():
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+def test_files_that_pages_link_exist(page):
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_every_number_of_the_benchmarks_has_its_file():
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    names = re.findall(r"`([\w.*-]+\.(?:json|py))`", page)
+    assert len(names) > 40
+    for name in names:
+        assert any((ROOT / "benchmarks").glob(name)) or any((ROOT / "benchmarks" / "results").glob(name)), name
 
 
 def test_its_python_example_runs_on_a_small_budget(tmp_path, monkeypatch):
