@@ -59,14 +59,16 @@ def run(name: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     objective = "exact" if getattr(model, "linear", False) and name not in SAMPLED else "elbo"
     history = inference.fit(
         model, guide, data, objective=objective, steps=options.steps, batch_size=options.batch, lr=options.lr, warmup=0.02,
-        beta_warmup=options.beta_warmup, clip=1000.0, seed=options.seed, log_every=max(options.steps // 20, 1),
+        beta_warmup=options.beta_warmup, temperature=options.temperature, clip=1000.0, seed=options.seed,
+        log_every=max(options.steps // 20, 1),
         progress=lambda step, steps, row: print(name, step, round(row["elbo"], 2), round(row["kl"], 2), flush=True))
     x = data.test.x[: options.images].to(options.device)
     posterior = inference.infer(model, x, "amortized", guide=guide, draws=options.draws, seed=options.seed)
     scores = inference.score(model, x, posterior, k=options.draws).values
     kl = group_kl(model, x, guide, draws=8, seed=options.seed)
     kept = ("nelbo", "nelbo_se", "mse", "kl", "elbo", "log_px_bound", "pareto_k", "zeros", "lifetime_sparsity", "population_sparsity", "r2")
-    return {"model": name, "lr": options.lr, "parameters": sum(p.numel() for part in (model, guide) for p in part.parameters()),
+    return {"model": name, "lr": options.lr, "temperature": options.temperature,
+            "parameters": sum(p.numel() for part in (model, guide) for p in part.parameters()),
             "latents": sum(units for _, units in model.latents.values()), "training_seconds": history.rows[-1]["seconds"],
             "test": {key: scores[key] for key in kept},
             "kl_by_group": {site: units.sum().item() for site, units in kl.items()},
@@ -80,6 +82,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--temperature", nargs=2, type=float, metavar=("START", "END"),
+                        help="of relaxed samples; the family's if not given")
     parser.add_argument("--beta-warmup", type=float, default=0.1, help="share of the steps over which the KL's weight rises to 1")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=100)
