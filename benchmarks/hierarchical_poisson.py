@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from device import check_device
 from record import RESULTS, record
@@ -32,6 +34,7 @@ SPIKES = Poisson(log_rate_init=RATES)
 VECTORS = {"channels": 512, "groups": (4, 4), "units": 64, "pre": (1, 1), "post": (1, 1), "up": (1, 1), "down": (1, 1)}
 MAPS = {"channels": 16, "groups": (2, 2, 4), "units": 64, "pre": (1, 1), "post": (2, 1), "up": (1, 1), "down": (1, 1)}
 ACTIVE = 1e-2  # nats, mean KL above which a latent counts as alive
+PAIRED = ("nelbo", "log_px_bound")  # what models are compared by, image by image
 
 # Learned from relaxed samples, as hierarchies are, though the closed form is there: what do samples cost?
 SAMPLED = {"one_layer_lin_sampled"}
@@ -64,15 +67,25 @@ def run(name: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
         progress=lambda step, steps, row: print(name, step, round(row["elbo"], 2), round(row["kl"], 2), flush=True))
     x = data.test.x[: options.images].to(options.device)
     posterior = inference.infer(model, x, "amortized", guide=guide, draws=options.draws, seed=options.seed)
-    scores = inference.score(model, x, posterior, k=options.draws).values
+    scores = inference.score(model, x, posterior, k=options.draws)
     kl = group_kl(model, x, guide, draws=8, seed=options.seed)
     kept = ("nelbo", "nelbo_se", "mse", "kl", "elbo", "log_px_bound", "pareto_k", "zeros", "lifetime_sparsity", "population_sparsity", "r2")
     return {"model": name, "lr": options.lr, "temperature": options.temperature,
             "parameters": sum(p.numel() for part in (model, guide) for p in part.parameters()),
             "latents": sum(units for _, units in model.latents.values()), "training_seconds": history.rows[-1]["seconds"],
-            "test": {key: scores[key] for key in kept},
+            "test": {key: scores.values[key] for key in kept},
+            "per_image": {key: scores.per_image[key].tolist() for key in PAIRED},
             "kl_by_group": {site: units.sum().item() for site, units in kl.items()},
             "alive_by_group": {site: (units > ACTIVE).float().mean().item() for site, units in kl.items()}}
+
+
+def differences(path: Path) -> dict[str, dict[str, list[float]]]:
+    """Of each model less the first one, on the same images: mean and standard error, nats; from the file of numbers by image."""
+    models = dict(np.load(path))
+    first = next(iter(models))
+    return {f"{name} - {first}": {key: [float(gap.mean()), float(gap.std(ddof=1) / len(gap) ** 0.5)]
+                                  for key, gap in zip(PAIRED, values - models[first], strict=True)}
+            for name, values in models.items() if name != first}
 
 
 def main() -> None:
@@ -96,14 +109,23 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     data = zoo.data.load(options.data)
     name = f"hierarchical_poisson_{options.data.replace('/', '_')}_{options.steps}"
-    path = RESULTS / f"{name}.json"
-    rows = json.loads(path.read_text())["results"]["rows"] if path.exists() else []
+    path, by_image = RESULTS / f"{name}.json", RESULTS / f"{name}.npz"
+
+    def recorded() -> list[dict[str, Any]]:
+        return json.loads(path.read_text())["results"]["rows"] if path.exists() else []
+
     for model in options.models:
-        if not any(row["model"] == model for row in rows):
-            rows.append(run(model, data, options))
-            record(name, {"rows": rows, "steps": options.steps, "batch": options.batch, "images": options.images}, seed=options.seed,
-                   notes="nelbo = expected sum of squared errors + KL, nats, no constants; log_px_bound: importance-weighted with as many "
-                         "draws as --draws; exact draws; alive: share of a group's latents with a mean KL above .01 nats")
+        if any(row["model"] == model for row in recorded()):
+            continue
+        row = run(model, data, options)
+        per_image = row.pop("per_image")
+        values = np.array([per_image[key] for key in PAIRED], dtype=np.float32)
+        np.savez_compressed(by_image, **(dict(np.load(by_image)) if by_image.exists() else {}), **{model: values})
+        record(name, {"rows": [*recorded(), row], "differences": differences(by_image), "steps": options.steps, "batch": options.batch,
+                      "images": options.images}, seed=options.seed,
+               notes="nelbo = expected sum of squared errors + KL, nats, no constants; log_px_bound: importance-weighted with as many "
+                     "draws as --draws; exact draws; alive: share of a group's latents with a mean KL above .01 nats; differences: "
+                     "mean and standard error over the same images")
 
 
 if __name__ == "__main__":
