@@ -63,9 +63,9 @@ class Natural(Stepwise):
             logits within 60 of a group's greatest.
         unrolled: Whether gradients flow back through all steps; if None, for an online prior in the closed form.
         particles, slope_temperature: Draws per image of sampled slopes, and their temperature.
-        burn_in: Of the steps of a call, how many come before those that training learns from; they are taken without gradients. With few
-            steps after them model and guide learn at the end of inference, for the price of a few steps (truncated back-propagation
-            through time).
+        burn_in: Of the steps of a call, how many come before those that training learns from; they are taken without gradients, and δ is
+            carried on (truncated back-propagation through time). If inference has settled by then, model and guide learn from where
+            it ends for the price of a few steps; before that, what the first steps do to the last ones is left out. May be changed.
 
     Raises:
         ValueError: for options out of range or that do not go together.
@@ -75,7 +75,9 @@ class Natural(Stepwise):
                  prior: str = "static", self_cost: str = "analytic", guarded: bool | None = None, halvings: int = 6, beta: float = 1.0,
                  kl_rate: str = "prior", step_bound: float | None = None, floor: float | None = None, unrolled: bool | None = None,
                  particles: int = 4, slope_temperature: float = 0.1, burn_in: int = 0) -> None:
-        super().__init__(model, steps, burn_in)
+        super().__init__(model, steps)
+        self.burn_in = burn_in
+        self._check_burn_in()
         self.exact = has_exact_elbo(model)
         default_size, default_bound = (1.0, None) if self.exact else (SAMPLED_STEP, SAMPLED_BOUND)
         step_size = default_size if step_size is None else step_size
@@ -106,6 +108,15 @@ class Natural(Stepwise):
             if not has_exact_elbo(model) and not _gradient_flows(model):
                 return "no gradient flows from its images to its latents"
         return None
+
+    @property
+    def scored(self) -> range:
+        self._check_burn_in()
+        return super().scored
+
+    def _check_burn_in(self) -> None:
+        if not 0 <= self.burn_in < self.steps:
+            raise ValueError(f"burn_in must be at least 0 and below the number of steps, {self.steps}, not {self.burn_in}")
 
     @property
     def step_size(self) -> float | Tensor:

@@ -62,10 +62,10 @@ class Semi(Stepwise):
             if None natural steps, or Adam where the latents have no natural gradient.
         steps: Steps of a call.
         seed: Seed of the encoder's initial weights.
-        options: The refinement's own options.
+        options: The refinement's own options; no ``burn_in``, as the encoder learns from the start.
 
     Raises:
-        ValueError: for an unknown refinement, or an encoder of another model.
+        ValueError: for an unknown refinement, an encoder of another model, or a ``burn_in``.
     """
 
     def __init__(self, model: nn.Module, data: object = None, *, encoder: str | Guide = "lin", refine: str | None = None, steps: int = 8,
@@ -77,6 +77,8 @@ class Semi(Stepwise):
             raise ValueError(f"unknown refinement {refine!r}; known are: {', '.join(REFINEMENTS)}")
         if reason is not None and refine == "natural":
             raise ValueError(f"natural-gradient steps do not fit this model: {reason}; use refine='svi'")
+        if "burn_in" in options:
+            raise ValueError("a guide with an encoder learns from its start, too, and takes no burn_in")
         if isinstance(encoder, Guide) and _latents(encoder.model) != _latents(model):
             raise ValueError(f"the encoder infers {_latents(encoder.model)}, the model has the latents {_latents(model)}")
         self.amortized = encoder if isinstance(encoder, Guide) else Amortized(model, encoder=encoder, seed=seed)

@@ -27,26 +27,22 @@ class Stepwise(Guide):
     Attributes:
         steps: How many steps a call takes; may be changed at any time.
         truncated: Whether a step's gradients stay within it, instead of flowing back through the steps before it.
-        burn_in: How many steps come before those that training learns from; they are taken without gradients. May be changed at any time.
+        burn_in: How many steps come before those that training learns from; they are taken without gradients. 0 unless a subclass says
+            otherwise, which must then check that some step is left.
     """
 
     truncated = True
+    burn_in = 0
 
-    def __init__(self, model: nn.Module, steps: int, burn_in: int = 0) -> None:
+    def __init__(self, model: nn.Module, steps: int) -> None:
         super().__init__(model)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        _check_burn_in(burn_in, steps)
-        self.steps, self.burn_in = steps, burn_in
+        self.steps = steps
 
     @property
     def scored(self) -> Sequence[int]:
-        """The steps, 0 for the start, whose bounds training climbs: all after ``burn_in``, unless a subclass says otherwise.
-
-        Raises:
-            ValueError: if no step is left.
-        """
-        _check_burn_in(self.burn_in, self.steps)
+        """The steps, 0 for the start, whose bounds training climbs: all after ``burn_in``, unless a subclass says otherwise."""
         return range(self.burn_in + 1, self.steps + 1)
 
     def start(self, x: Tensor) -> Deltas:
@@ -58,7 +54,10 @@ class Stepwise(Guide):
         raise NotImplementedError(f"{type(self).__name__} must define refine(x, deltas, memory)")
 
     def path(self, x: Tensor, steps: int | None = None) -> Iterator[Deltas]:
-        """The start and the ``deltas`` after each step, ``steps + 1`` dictionaries ``{site: (N, P, K)}``, one at a time."""
+        """The start and the ``deltas`` after each step, ``steps + 1`` dictionaries ``{site: (N, P, K)}``, one at a time.
+
+        Gradients flow to the steps after ``burn_in`` alone: to none, if there are no more steps than that.
+        """
         deltas, memory = self.start(x), None
         yield deltas
         for step in range(self.steps if steps is None else steps):
@@ -75,11 +74,6 @@ class Stepwise(Guide):
     def at(self, deltas: Deltas) -> Fixed:
         """The guide as it is after a step, at this guide's temperature."""
         return Fixed(self.model, deltas, self.temperature)
-
-
-def _check_burn_in(burn_in: int, steps: int) -> None:
-    if not 0 <= burn_in < steps:
-        raise ValueError(f"burn_in must be at least 0 and below the number of steps, {steps}, not {burn_in}")
 
 
 def settled(guide: Callable, x: Tensor) -> Callable:

@@ -174,7 +174,7 @@ def fit(
         "beta_start": beta_start, "beta_warmup": beta_warmup, "temperature": [start, end], "anneal": anneal,
         "particles": particles, "freeze_model": freeze_model, "seed": seed}
     rare = {"norm_penalty": (norm_penalty, 0.0), "warmup_clip": (warmup_clip, None), "beta_hold": (beta_hold, 0.0),
-            "precision": (precision, "float32"), "processes": (together.size, 1)}
+            "precision": (precision, "float32"), "processes": (together.size, 1), "burn_in": (getattr(guide, "burn_in", 0), 0)}
     settings |= {name: value for name, (value, usual) in rare.items() if value != usual}
     if method == "mcmc":
         settings |= {"method": method, "transitions": transitions, "sampler": sampler}

@@ -9,7 +9,7 @@ import guides
 import inference
 import zoo
 from guides.base import Fixed
-from guides.bounds import exact_elbo, over_steps
+from guides.bounds import OBJECTIVES, exact_elbo, over_steps
 from guides.semi import REFINEMENTS, Ascent, Semi
 from guides.stepwise import elbo_slope
 from zoo.oracles import linear_gaussian
@@ -107,6 +107,21 @@ def test_the_encoder_learns_from_its_own_output_and_the_model_from_the_end(refin
     torch.testing.assert_close(to_model, 0.5 * theirs)
     assert not end["z"].requires_grad and start["z"].requires_grad
     assert guide.scored == (0, 5)
+
+
+@pytest.mark.parametrize("objective", ["online_exact", "online"])
+def test_an_encoder_learns_from_online_objectives_by_the_first_divergence(objective):
+    model, _, x = pair("gaussian")
+    guide = guides.build("semi", model, refine="natural", steps=3, seed=2)
+    bound = OBJECTIVES[objective](model, guide, x, beta=2.0)
+    weight = next(guide.amortized.parameters())
+    to_weight, = torch.autograd.grad(bound.value.mean(), weight)
+    path = [guide.at(deltas).posterior(x)["z"] for deltas in guide.path(x)]
+    kl = [model.family.unit_kl(after, before).sum(-1) for before, after in zip(path, path[1:], strict=False)]
+    torch.testing.assert_close(bound.kl, sum(kl) / 3)
+    torch.testing.assert_close(to_weight, torch.autograd.grad(-2.0 * kl[0].mean() / 3, weight)[0])
+    with pytest.raises(ValueError, match="takes no burn_in"):
+        guides.build("semi", model, burn_in=2)
 
 
 @pytest.mark.parametrize(("name", "objective"), [("poisson", "exact"), ("laplace", "elbo")])

@@ -57,13 +57,15 @@ def _over_path(model: nn.Module, guide: nn.Module, x: Tensor, beta: float, parti
         raise ValueError("the objective 'online' is for guides that infer in steps, such as 'natural'")
     if not hasattr(model, "observation"):
         raise ValueError("the objective 'online' is for models of the zoo; use 'elbo' for other Pyro programs")
-    scored, before, likelihoods, divergences = set(guide.scored), None, [], []
+    burn_in, before, likelihoods, divergences = getattr(guide, "burn_in", 0), None, [], []
     for step, deltas in enumerate(guide.path(x)):
-        if step in scored and step > 0:  # a start has no step before it
+        if step > burn_in:
             likelihood, divergence = _step(model, guide, x, deltas, before, particles)
             likelihoods.append(likelihood)
             divergences.append(divergence)
         before = deltas
+    if not likelihoods:
+        raise ValueError(f"no step is left to learn from after a burn_in of {burn_in}")
     log_likelihood, kl = sum(likelihoods) / len(likelihoods), sum(divergences) / len(divergences)
     value = log_likelihood - beta * kl
     count(value.expand(len(likelihoods) * max(particles, 1), -1))
