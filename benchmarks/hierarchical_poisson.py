@@ -2,10 +2,11 @@
 
     python benchmarks/hierarchical_poisson.py [--data mnist] [--models one_layer_lin hierarchy_mlp …] [--steps 3000] [--threads 1]
 
-Every model has 512 Poisson latents and is trained for as many steps of the same batches, the one-layer models with a linear decoder by the
-closed-form ELBO and the others by relaxed samples; all numbers are of exact (unrelaxed) draws on held-out images. Published for one layer
-on MNIST, after 360,000 steps: 41.5 (lin|lin) and 39.7 (conv|conv) (Vafaii, Galor & Yates 2024). Models that are recorded already are
-not trained again.
+Every model has 512 Poisson latents and is trained for as many steps of the same batches. One-layer models with a linear decoder climb the
+closed-form ELBO with the full weight of the KL from the start, but for ``one_layer_lin_sampled``, a control that learns as all the others
+do, from relaxed samples with a KL whose weight rises; all numbers are of exact (unrelaxed) draws on held-out images. Published for one
+layer on MNIST, after 360,000 steps: 41.5 (lin|lin) and 39.7 (conv|conv) (Vafaii, Galor & Yates 2024). Models that are recorded already
+are not trained again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import guides
 import inference
 import zoo
 from inference.metrics.group_kl import group_kl
+from inference.schedules import temperatures
 from zoo.latents.poisson import Poisson
 
 LATENTS = 512
@@ -36,7 +38,6 @@ MAPS = {"channels": 16, "groups": (2, 2, 4), "units": 64, "pre": (1, 1), "post":
 ACTIVE = 1e-2  # nats, mean KL above which a latent counts as alive
 PAIRED = ("nelbo", "log_px_bound")  # what models are compared by, image by image
 
-# Learned from relaxed samples, as hierarchies are, though the closed form is there: what do samples cost?
 SAMPLED = {"one_layer_lin_sampled"}
 
 # name: (model, its options, guide, its options)
@@ -60,9 +61,10 @@ def run(name: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     model = zoo.build(kind, data, seed=options.seed, **settings).to(options.device)
     guide = guides.build(how, model, seed=options.seed, **guiding).to(options.device)
     objective = "exact" if getattr(model, "linear", False) and name not in SAMPLED else "elbo"
+    temperature = options.temperature or temperatures(model)
     history = inference.fit(
         model, guide, data, objective=objective, steps=options.steps, batch_size=options.batch, lr=options.lr, warmup=0.02,
-        beta_warmup=options.beta_warmup, temperature=options.temperature, clip=1000.0, seed=options.seed,
+        beta_warmup=options.beta_warmup, temperature=temperature, clip=1000.0, seed=options.seed,
         log_every=max(options.steps // 20, 1),
         progress=lambda step, steps, row: print(name, step, round(row["elbo"], 2), round(row["kl"], 2), flush=True))
     x = data.test.x[: options.images].to(options.device)
@@ -70,7 +72,7 @@ def run(name: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     scores = inference.score(model, x, posterior, k=options.draws)
     kl = group_kl(model, x, guide, draws=8, seed=options.seed)
     kept = ("nelbo", "nelbo_se", "mse", "kl", "elbo", "log_px_bound", "pareto_k", "zeros", "lifetime_sparsity", "population_sparsity", "r2")
-    return {"model": name, "lr": options.lr, "temperature": options.temperature,
+    return {"model": name, "lr": options.lr, "temperature": None if objective == "exact" else list(temperature),
             "parameters": sum(p.numel() for part in (model, guide) for p in part.parameters()),
             "latents": sum(units for _, units in model.latents.values()), "training_seconds": history.rows[-1]["seconds"],
             "test": {key: scores.values[key] for key in kept},
@@ -116,6 +118,7 @@ def main() -> None:
 
     for model in options.models:
         if any(row["model"] == model for row in recorded()):
+            print(f"{model} is in {path.name} already, and is not trained again", flush=True)
             continue
         row = run(model, data, options)
         per_image = row.pop("per_image")

@@ -10,10 +10,12 @@ iterations: iterative .284 (T = 16, beta = 24), LCA .282, amortized .379; MNIST 
 zeros .844; as there, ``--data mnist --t 128 --beta 128 --lr 0.002 --clip 3000 --iterations 240000 --noise-limit 3.45 --amortized``.
 
 ``--then T BETA ITERATIONS`` trains each model on with longer presentations, as short ones leave a network that has not settled when it is
-looked at: half as large batches, .3 of the learning rate, a constant beta. (Σ KL over a path shrinks as 1 / T, and the objective takes its
-mean, so that the same pressure needs a beta that grows as T².) With ``--burn-in`` steps of each presentation pass before those that it
-learns from. The mean over all steps is ruled by the first few, in which errors are greatest: it pays for atoms that explain fast, and
-spikes of large atoms are noisy; the last steps alone pay for small atoms with high rates. ``--weights`` keeps the weights between the two.
+looked at: half as large batches, .3 of the learning rate (or ``--then-lr``), a constant beta. (Σ KL over a path shrinks as 1 / T, and the
+objective takes its mean, so that the same pressure needs a beta that grows as T².) With ``--burn-in`` steps of each presentation pass
+before those that it learns from, and then next to nothing is paid for KL. In the closed form the expected squared error, at the best rates
+r_k, rises with the length of each atom, by r_k |W_k|² / 2σ² per e-fold: smaller atoms with higher rates code with less noise. What stops
+that is the cost of getting there, which the first steps pay; the last ones alone let atoms shrink for as long as they are trained, so that
+R² rises and zeros fall with the number of iterations. ``--weights`` keeps the weights between the two.
 """
 
 from __future__ import annotations
@@ -150,6 +152,7 @@ def iterative(data: object, x: Tensor, options: argparse.Namespace, beta: float)
     parameters = sum(p.numel() for part in (model, guide) for p in part.parameters() if p.requires_grad)
     return row | {"parameters": parameters, "epochs": round(seen / len(data.train), 2), "training_seconds": round(seconds),
                   "step_size": round(guide.step_size.item(), 4), "pixel_noise": round(model.scale.mean().item(), 4),
+                  "atom_length": round(model.decoder.weight.norm(dim=0).mean().item(), 4),
                   "horizons": unroll(model, guide, x)}
 
 
@@ -174,7 +177,7 @@ def main() -> None:
     parser.add_argument("--beta", type=float, nargs="*", default=[24.0], help="default: 24; none to leave the iterative ones out")
     parser.add_argument("--iterations", type=int, default=4000, help="for each beta (default: %(default)s; published 120,000)")
     parser.add_argument("--then", nargs=3, type=float, metavar=("T", "BETA", "ITERATIONS"),
-                        help="train on with longer presentations, half as large batches and .3 of the learning rate")
+                        help="train on with longer presentations and half as large batches")
     parser.add_argument("--burn-in", type=int, default=0, help="steps of a longer presentation that pass before those it learns from")
     parser.add_argument("--then-lr", type=float, help="learning rate of the longer presentations; .3 of the first if not given")
     parser.add_argument("--weights", type=Path, help="folder where the first training's weights are kept, and taken from if they are there")
@@ -200,6 +203,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.device:
         check_device(parser, options.device)
+    if options.then is None and (options.burn_in or options.then_lr is not None):
+        parser.error("--burn-in and --then-lr are of the longer presentations of --then")
+    if options.then is not None and not 0 <= options.burn_in < options.then[0]:
+        parser.error(f"--burn-in must be below the {options.then[0]:g} steps of --then, not {options.burn_in}")
     data = zoo.data.load(options.data)
     x = data.test.x[:options.images].to(options.device or "cpu")
     rows = []
