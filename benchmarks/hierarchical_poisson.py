@@ -39,11 +39,12 @@ ACTIVE = 1e-2  # nats, mean KL above which a latent counts as alive
 PAIRED = ("nelbo", "log_px_bound")  # what models are compared by, image by image
 
 SAMPLED = {"one_layer_lin_sampled"}
+ONE_LAYER = ("poisson", {"latents": LATENTS, "log_rate_init": RATES}, "amortized", {"encoder": "lin"})
 
 # name: (model, its options, guide, its options)
 MODELS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
-    "one_layer_lin": ("poisson", {"latents": LATENTS, "log_rate_init": RATES}, "amortized", {"encoder": "lin"}),
-    "one_layer_lin_sampled": ("poisson", {"latents": LATENTS, "log_rate_init": RATES}, "amortized", {"encoder": "lin"}),
+    "one_layer_lin": ONE_LAYER,
+    "one_layer_lin_sampled": ONE_LAYER,
     "one_layer_mlp": ("poisson", {"latents": LATENTS, "decoder": "mlp", "log_rate_init": RATES}, "amortized", {"encoder": "mlp"}),
     "one_layer_conv": ("poisson", {"latents": LATENTS, "decoder": "conv", "log_rate_init": RATES}, "amortized", {"encoder": "conv"}),
     "hierarchy_lin": ("hierarchy", {"family": SPIKES, "cells": "lin"} | VECTORS, "hierarchical", {}),
@@ -55,8 +56,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
 }
 
 
-def run(name: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Trains one model and scores it on held-out images."""
+def run(name: str, data: Any, options: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray]:
+    """Trains one model and scores it on held-out images: its row, and :data:`PAIRED` of each image, ``(2, N)``."""
     kind, settings, how, guiding = MODELS[name]
     model = zoo.build(kind, data, seed=options.seed, **settings).to(options.device)
     guide = guides.build(how, model, seed=options.seed, **guiding).to(options.device)
@@ -72,13 +73,13 @@ def run(name: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     scores = inference.score(model, x, posterior, k=options.draws)
     kl = group_kl(model, x, guide, draws=8, seed=options.seed)
     kept = ("nelbo", "nelbo_se", "mse", "kl", "elbo", "log_px_bound", "pareto_k", "zeros", "lifetime_sparsity", "population_sparsity", "r2")
-    return {"model": name, "lr": options.lr, "temperature": None if objective == "exact" else list(temperature),
-            "parameters": sum(p.numel() for part in (model, guide) for p in part.parameters()),
-            "latents": sum(units for _, units in model.latents.values()), "training_seconds": history.rows[-1]["seconds"],
-            "test": {key: scores.values[key] for key in kept},
-            "per_image": {key: scores.per_image[key].tolist() for key in PAIRED},
-            "kl_by_group": {site: units.sum().item() for site, units in kl.items()},
-            "alive_by_group": {site: (units > ACTIVE).float().mean().item() for site, units in kl.items()}}
+    row = {"model": name, "lr": options.lr, "temperature": None if objective == "exact" else list(temperature),
+           "parameters": sum(p.numel() for part in (model, guide) for p in part.parameters()),
+           "latents": sum(units for _, units in model.latents.values()), "training_seconds": history.rows[-1]["seconds"],
+           "test": {key: scores.values[key] for key in kept},
+           "kl_by_group": {site: units.sum().item() for site, units in kl.items()},
+           "alive_by_group": {site: (units > ACTIVE).float().mean().item() for site, units in kl.items()}}
+    return row, torch.stack([scores.per_image[key] for key in PAIRED]).cpu().numpy()
 
 
 def differences(path: Path) -> dict[str, dict[str, list[float]]]:
@@ -120,9 +121,7 @@ def main() -> None:
         if any(row["model"] == model for row in recorded()):
             print(f"{model} is in {path.name} already, and is not trained again", flush=True)
             continue
-        row = run(model, data, options)
-        per_image = row.pop("per_image")
-        values = np.array([per_image[key] for key in PAIRED], dtype=np.float32)
+        row, values = run(model, data, options)
         np.savez_compressed(by_image, **(dict(np.load(by_image)) if by_image.exists() else {}), **{model: values})
         record(name, {"rows": [*recorded(), row], "differences": differences(by_image), "steps": options.steps, "batch": options.batch,
                       "images": options.images}, seed=options.seed,
