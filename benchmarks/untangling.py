@@ -27,7 +27,8 @@ import zoo
 from inference.metrics.decodability import linear_decodability, mean_code
 from zoo.data.rofl import Stream
 
-LOOKS = 8  # times a model in training is looked at
+LOOKS = 4  # times a model in training is looked at
+GLANCE = 10_000  # frames that such a look reads from, and as many that it scores on
 SCHEDULE = {"warmup": 0.0125, "beta_warmup": 0.5, "clip": 2000.0}
 
 
@@ -41,8 +42,8 @@ def run(name: str, seed: int, options: argparse.Namespace, data: Any) -> dict[st
     curve: list[dict[str, float]] = []
     looking = 0.0
 
-    def readout() -> dict[str, float]:
-        (fit_x, fit_g), (score_x, score_g) = parts
+    def readout(frames: int | None = None) -> dict[str, float]:
+        (fit_x, fit_g), (score_x, score_g) = [(x[:frames], {factor: value[:frames] for factor, value in g.items()}) for x, g in parts]
         fit_z, score_z = (mean_code(model, inference.infer(model, x, "amortized", guide=guide, propagate="means"))
                           for x in (fit_x, score_x))
         return linear_decodability(fit_z, fit_g, score_z, score_g)
@@ -52,13 +53,16 @@ def run(name: str, seed: int, options: argparse.Namespace, data: Any) -> dict[st
         began, temperature = time.perf_counter(), guide.temperature
         model.eval(), guide.eval()
         guide.temperature = 0.0
-        r2 = readout()
+        r2 = readout(GLANCE)
         guide.temperature = temperature
         model.train(), guide.train()
         curve.append({"step": step, "r2": statistics.mean(r2.values()), "elbo": row["elbo"], "kl": row["kl"]})
         print(name, seed, {key: round(value, 3) for key, value in curve[-1].items()}, flush=True)
         looking += time.perf_counter() - began
 
+    model.eval(), guide.eval()
+    untrained = readout()
+    model.train(), guide.train()
     began = time.perf_counter()
     history = inference.fit(model, guide, Stream("fixate-1", seed=seed, device=options.device), steps=options.steps,
                             batch_size=options.batch, lr=options.lr, seed=seed, **SCHEDULE, progress=look,
@@ -70,7 +74,7 @@ def run(name: str, seed: int, options: argparse.Namespace, data: Any) -> dict[st
     parameters = sum(p.numel() for part in (model, guide) for p in part.parameters())
     return {"model": name, "seed": seed, "parameters": parameters, "latents": sum(units for _, units in model.latents.values()),
             "scale_rad_per_s": float(model.scale), "frames": options.steps * options.batch, "training_seconds": seconds,
-            "r2_mean": statistics.mean(r2.values()), "r2": r2, "curve": curve}
+            "r2_mean": statistics.mean(r2.values()), "r2": r2, "untrained_r2_mean": statistics.mean(untrained.values()), "curve": curve}
 
 
 def main() -> None:
@@ -82,6 +86,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--scale", type=float, help="b of the endpoint error, rad/s; the model's own if not given")
     parser.add_argument("--settings", default="{}", help="further options by model, as JSON")
+    parser.add_argument("--frames", type=int, default=75_000, help="that readouts are fitted on, and as many that they are scored on "
+                                                                   "(default, as published: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="of PyTorch")
     parser.add_argument("--save", type=Path, help="folder for the trained models of the first seed")
@@ -90,7 +96,7 @@ def main() -> None:
     check_device(parser, options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    data = zoo.data.load("rofl/fixate-1", n_train=1)
+    data = zoo.data.load("rofl/fixate-1", n_train=1, n_validation=options.frames, n_test=options.frames)
     options.name = options.name or f"untangling_{options.steps}"
     path = RESULTS / f"{options.name}.json"
     runs = json.loads(path.read_text())["results"]["runs"] if path.exists() else []

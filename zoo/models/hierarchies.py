@@ -14,7 +14,7 @@ from zoo.latents.deterministic import Deterministic
 from zoo.models.hierarchy import Hierarchy, Plan
 from zoo.models.image_model import UNIT_SCALE
 
-__all__ = ["ae", "cnae", "cnvae", "cnvae_s", "hierarchy", "nvae", "nvae_s", "vae", "vae_s"]
+__all__ = ["ae", "cnae", "cnvae", "cnvae_maps_s", "cnvae_s", "hierarchy", "nvae", "nvae_s", "vae", "vae_maps_s", "vae_s"]
 
 Families = str | Family | Sequence[str | Family]
 
@@ -23,12 +23,14 @@ SMALL: dict[str, Any] = {"channels": 8, "groups": (2, 2, 2), "pre": (1, 1), "up"
 ENDPOINT_SCALES = (0.15, 1.5)  # rad/s, of hierarchies and of flat models: the published β at which each untangles best. An endpoint
 # error over b with the weight 1 on the KL is, but for the factor b, an endpoint error with the weight b.
 
+FLOW_SCALE = 0.1  # rad/s, σ where the likelihood of optic flow is "normal", as of one-layer models
+
 
 def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "gaussian", units: int = 20, *, cells: str = "conv",
               channels: int = 32, groups: Sequence[int] = (3, 6, 12), finest: int = 8, pre: tuple[int, int] = (3, 2),
               up: tuple[int, int] = (2, 2), down: tuple[int, int] = (2, 1), post: tuple[int, int] | None = None,
-              residual: float = 1.0, spatial: bool = False, start: bool = True, learn_prior: bool | None = None, scale: float | None = None,
-              learn_scale: bool | str = False, likelihood: str | None = None) -> Hierarchy:
+              residual: float = 1.0, coupling: str = "add", spatial: bool = False, start: bool = True, learn_prior: bool | None = None,
+              scale: float | None = None, learn_scale: bool | str = False, likelihood: str | None = None) -> Hierarchy:
     """A hierarchy of any size: see :class:`~zoo.models.hierarchy.Hierarchy` and :class:`~zoo.models.hierarchy.Plan`.
 
     Arguments:
@@ -44,12 +46,14 @@ def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "ga
     """
     if event_shape is None:
         raise ValueError("a hierarchy needs data (or an event shape) to know the size of its images")
+    flow = len(event_shape) == 3 and event_shape[0] == 2
     if likelihood is None:
-        likelihood = "endpoint" if len(event_shape) == 3 and event_shape[0] == 2 else "normal"
+        likelihood = "endpoint" if flow else "normal"
     if scale is None:
-        scale = ENDPOINT_SCALES[sum(groups) == 1] if likelihood == "endpoint" else UNIT_SCALE
+        flow_scale = ENDPOINT_SCALES[sum(groups) == 1] if likelihood == "endpoint" else FLOW_SCALE
+        scale = flow_scale if flow else UNIT_SCALE
     plan = Plan(tuple(event_shape), cells, channels, tuple(groups), finest, tuple(pre), tuple(up), tuple(down),
-                (pre[0], 1) if post is None else tuple(post), residual)
+                (pre[0], 1) if post is None else tuple(post), residual, coupling)
     family = [name.strip() for name in family.split(",")] if isinstance(family, str) else family
     return Hierarchy(plan, family, units, spatial=spatial, start=start, learn_prior=learn_prior, scale=scale, learn_scale=learn_scale,
                      likelihood=likelihood)
@@ -64,8 +68,14 @@ vae = partial(hierarchy, units=420, channels=40, pre=(13, 3), post=(12, 2), **FL
 # Codes for latents, no prior, no KL: 21.7 and 23.0 million parameters.
 cnae = partial(cnvae, family=Deterministic())
 ae = partial(vae, family=Deterministic())
-# For a CPU: 6 groups of 10 latents, two at each of three scales; the same with 2 spatial latents at every place; and a flat VAE with as
-# many latents and about as many parameters as the first.
-cnvae_s = partial(hierarchy, units=10, **SMALL)
+# For a CPU: as many latents as published in three groups of vectors, two above and one below, whose draw is multiplied by what the two
+# make of theirs; and a flat VAE with as many latents and as many parameters. Optic flow is seen through Normal noise: under an endpoint
+# error, whose best guess is a median, nothing is won by drawing a disc faintly, and small trainings never begin to draw one.
+VECTORS: dict[str, Any] = {"cells": "mlp", "likelihood": "normal"}
+cnvae_s = partial(hierarchy, units=140, groups=(2, 1), pre=(2, 1), up=(1, 1), down=(2, 1), post=(1, 1), coupling="gain", channels=256, **VECTORS)
+vae_s = partial(hierarchy, units=420, pre=(5, 1), post=(5, 1), **FLAT | VECTORS | {"channels": 316})
+# Small ones of the published kind, on maps: 6 groups of 10 latents, two at each of three scales; the same with 2 spatial latents at every
+# place; and a flat VAE with as many latents and about as many parameters as the first.
+cnvae_maps_s = partial(hierarchy, units=10, **SMALL)
 nvae_s = partial(hierarchy, units=2, spatial=True, **SMALL)
-vae_s = partial(hierarchy, units=60, channels=8, pre=(6, 2), post=(5, 2), **FLAT)
+vae_maps_s = partial(hierarchy, units=60, channels=8, pre=(6, 2), post=(5, 2), **FLAT)

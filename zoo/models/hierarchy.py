@@ -22,9 +22,10 @@ from zoo.latents.location_scale import LOG_SCALE_LIMIT
 from zoo.models.image_model import UNIT_SCALE, Draw, ImageModel
 from zoo.networks.blocks import Conv, Expander, Nearest, cell
 
-__all__ = ["CELLS", "Descent", "Group", "Hierarchy", "Plan", "on_maps"]
+__all__ = ["CELLS", "COUPLINGS", "Descent", "Group", "Hierarchy", "Plan", "on_maps"]
 
 CELLS = ("conv", "mlp", "lin")
+COUPLINGS = ("add", "gain")
 SMALL = 1e-3  # length of the prior's filters at the start: priors are nearly constant then, and equal to the family's own
 
 
@@ -43,6 +44,9 @@ class Plan:
         down: The same for each group but the first on the way down.
         post: (cells, convolutions in each) for each doubling after the last group, the cell that doubles included.
         residual: Weight of a cell's branch.
+        coupling: How the first draw at a scale meets the features from the scale above: ``"add"``, side by side with them as published, or
+            ``"gain"``, multiplied by them. Where latents above can show themselves as gains alone, they have to say *how* what is drawn
+            below is to be seen (where an object is, where an eye looks), not what is seen.
     """
 
     event_shape: tuple[int, ...]
@@ -55,8 +59,11 @@ class Plan:
     down: tuple[int, int] = (2, 1)
     post: tuple[int, int] = (3, 1)
     residual: float = 1.0
+    coupling: str = "add"
 
     def __post_init__(self) -> None:
+        if self.coupling not in COUPLINGS:
+            raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, not {self.coupling!r}")
         if self.cells not in CELLS:
             raise ValueError(f"cells must be one of {', '.join(CELLS)}, not {self.cells!r}")
         if self.cells == "conv" and (len(self.event_shape) != 3 or min(self.event_shape[1:]) < 4):
@@ -148,8 +155,12 @@ class Group(nn.Module):
             self.initial = nn.Parameter(initial)
         else:
             self.register_buffer("initial", initial)
-        self.spread = nn.Identity() if spatial else Expander(units, channels if opening else units, size)
-        joined = units if opening else channels + units
+        gated = change and plan.coupling == "gain"
+        self.gain = nn.Sequential(nn.SiLU(), Conv(channels, channels, 1, norm=1.0)) if gated else None
+        # What multiplies features, or is all that they are made of, has as many channels as they have.
+        width = channels if opening or gated else units
+        self.spread = Expander(units, width, size) if not spatial else Conv(units, width, 1, norm=1.0) if gated else nn.Identity()
+        joined = channels if gated else units if opening else channels + units
         self.join = None if opening and not spatial else Conv(joined, channels, 1, bias=False, norm=1.0)
 
     def prior(self, above: Tensor) -> Tensor:
@@ -164,7 +175,9 @@ class Group(nn.Module):
         spread = on_maps(self.spread, code)
         if self.join is None:
             return spread
-        if features is not None:
+        if self.gain is not None:
+            spread = on_maps(self.gain, features) * spread
+        elif features is not None:
             lead = torch.broadcast_shapes(features.shape[:-3], spread.shape[:-3])
             spread = torch.cat([features.expand(*lead, *features.shape[-3:]), spread.expand(*lead, *spread.shape[-3:])], -3)
         return on_maps(self.join, spread)

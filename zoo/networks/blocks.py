@@ -51,6 +51,9 @@ class Conv(nn.Module):
         return self.v * scale[:, None, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] == self.v.shape[-2:] and self.padding in (0, (0, 0)) and self.groups == 1:
+            # A filter as large as the map is a matrix, and matrix products take a third of a convolution's time on a CPU.
+            return functional.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
         return functional.conv2d(
             x, self.weight, self.bias, stride=self.stride, padding=self.padding, groups=self.groups
         )
@@ -75,7 +78,8 @@ class Expander(nn.Module):
         return self.v * scale[None, :, None, None]
 
     def forward(self, z: Tensor) -> Tensor:
-        return functional.conv_transpose2d(z, self.weight, self.bias)
+        spread = z.flatten(1) @ self.weight.flatten(1)
+        return spread.unflatten(1, self.weight.shape[1:]) + self.bias[:, None, None]
 
 
 class SqueezeExcite(nn.Module):
