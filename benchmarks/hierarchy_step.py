@@ -1,6 +1,6 @@
 """What one walk costs: a training step of a hierarchy by ``inference.fit`` against a hand-written single pass in PyTorch.
 
-    python benchmarks/hierarchy_step.py [--model cnvae_s] [--batch 128] [--steps 5] [--pairs 9] [--device cpu]
+    python benchmarks/hierarchy_step.py [--model cnvae_maps_s] [--batch 128] [--steps 5] [--pairs 9] [--device cpu]
 
 The hand-written step uses the same layers in a plain loop over the groups: encoder, then prior, posterior, sample, KL and features of each
 group, then the endpoint error, backward, clipping and Adamax with a schedule. It knows no sites, plates, families or laws. The two run in
@@ -79,7 +79,7 @@ def check(model: nn.Module, guide: nn.Module, x: Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="cnvae_s", help="a Gaussian hierarchy with compressed latents (default: %(default)s)")
+    parser.add_argument("--model", default="cnvae_maps_s", help="a Gaussian hierarchy with compressed latents (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5, help="steps in a block (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=9)

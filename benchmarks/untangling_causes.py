@@ -1,6 +1,6 @@
 """Would the bound prefer an untangled code? The ELBO with an oracle for an encoder, which is told the true causes of every frame.
 
-    python benchmarks/untangling_causes.py [--models cnvae_s vae_s] [--steps 1000] [--lr 1e-2] [--threads 1]
+    python benchmarks/untangling_causes.py [--models cnvae_maps_s vae_maps_s] [--steps 1000] [--lr 1e-2] [--threads 1]
 
 The models of ``untangling.py``, on the same frames and with the same schedules, but what is added to the prior's parameters is a linear map
 of the 11 Cartesian causes, learned with the model: the strictest of untangled codes, which holds the causes and nothing else. (Codes that
@@ -84,7 +84,7 @@ def run(name: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["cnvae_s", "vae_s"], help="default: %(default)s")
+    parser.add_argument("--models", nargs="+", default=["cnvae_maps_s", "vae_maps_s"], help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-2)

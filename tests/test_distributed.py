@@ -24,7 +24,7 @@ SHAPE = (2, 9, 9)
 TINY = {"channels": 4, "groups": (1, 1), "pre": (1, 1), "up": (1, 1), "down": (1, 1), "units": 3}
 X = torch.randn(13, *SHAPE, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 1.0, 13)[:, None, None, None]
 OPTIONS = {"batch_size": 6, "steps": 5, "lr": 0.02, "log_every": 2, "progress": False, "seed": 3}
-CLI = ["fit", "cnvae_s", "--data", "rofl/fixate-1", "--budget", "smoke", "--steps", "2", "--batch", "4", "--device", "cpu", "--quiet"]
+CLI = ["fit", "cnvae_maps_s", "--data", "rofl/fixate-1", "--budget", "smoke", "--steps", "2", "--batch", "4", "--device", "cpu", "--quiet"]
 
 
 def linear(seed=1):

@@ -119,7 +119,7 @@ def test_the_paper_recipe_takes_the_published_steps(monkeypatch):
 
 
 def test_the_published_numbers():
-    model = zoo.build("cnvae_s", (2, 17, 17))
+    model = zoo.build("cnvae_maps_s", (2, 17, 17))
     settings = recipe("paper", "rofl/fixate-1", model)
     b = 0.15
     for name, value in {"steps": 160_000, "batch_size": 600, "lr": 2e-3, "final_lr": 1e-5, "warmup": 0.0125, "beta_hold": 0.01,
@@ -127,8 +127,8 @@ def test_the_published_numbers():
                         "clip": 250 / b, "warmup_clip": 500 / b, "objective": "relative"}.items():
         assert settings.pop(name) == pytest.approx(value)
     assert settings == {}
-    assert recipe("paper", "rofl/fixate-1", zoo.build("vae_s", (2, 17, 17)))["clip"] == pytest.approx(250 / 1.5)
-    of_digits = recipe("paper", "mnist", zoo.build("cnvae_s", (1, 28, 28)))
+    assert recipe("paper", "rofl/fixate-1", zoo.build("vae_maps_s", (2, 17, 17)))["clip"] == pytest.approx(250 / 1.5)
+    of_digits = recipe("paper", "mnist", zoo.build("cnvae_maps_s", (1, 28, 28)))
     assert of_digits["clip"] == 250.0 and "objective" not in of_digits
     assert recipe("paper", "mnist", zoo.build("poisson", (1, 28, 28), latents=3)) == recipe("paper", "mnist")
     for budget in ("smoke", "default"):
@@ -197,21 +197,21 @@ def test_a_family_without_a_name_cannot_be_saved(tmp_path):
 
 def test_what_is_chosen_where_nobody_said(monkeypatch):
     monkeypatch.setattr(zoo.data, "load", lambda name: name)
-    stream = choose_images("rofl/transl-1", "cnvae_s", seed=5)
+    stream = choose_images("rofl/transl-1", "cnvae_maps_s", seed=5)
     assert isinstance(stream, rofl.Stream) and stream.world.category == "transl-1" and stream.seed == 5
     assert choose_images("rofl", "hierarchy").world.category == "fixate-1"
-    assert choose_images("rofl/fixate-1", "poisson") == "rofl/fixate-1" and choose_images("digits", "cnvae_s") == "digits"
+    assert choose_images("rofl/fixate-1", "poisson") == "rofl/fixate-1" and choose_images("digits", "cnvae_maps_s") == "digits"
     nothing = {"latents": None, "decoder": None, "family": None}
-    assert choose_options("cnvae_s", nothing, "default", "rofl/fixate-1") == {}
+    assert choose_options("cnvae_maps_s", nothing, "default", "rofl/fixate-1") == {}
     assert choose_options("poisson", nothing, "default", "rofl/fixate-1") == {"latents": 128}
     assert choose_options("sparse_coding", nothing | {"latents": 7}, "default", "patches") == {"latents": 7}
-    with pytest.raises(ValueError, match="'cnvae_s' has no option latents, decoder; it accepts: event_shape, family, units"):
-        choose_options("cnvae_s", {"latents": 512, "decoder": "lin"}, "smoke", "rofl")
+    with pytest.raises(ValueError, match="'cnvae_maps_s' has no option latents, decoder; it accepts: event_shape, family, units"):
+        choose_options("cnvae_maps_s", {"latents": 512, "decoder": "lin"}, "smoke", "rofl")
     assert guides.default(pair()[0]) == "hierarchical" and guides.default(zoo.build("gaussian", SHAPE, latents=3)) == "amortized"
 
 
 def test_a_hierarchy_from_the_command_line(tmp_path):
-    words = ["fit", "cnvae_s", "--data", "rofl/fixate-1", "--family", "gaussian,poisson,poisson", "--budget", "smoke", "--steps", 2,
+    words = ["fit", "cnvae_maps_s", "--data", "rofl/fixate-1", "--family", "gaussian,poisson,poisson", "--budget", "smoke", "--steps", 2,
              "--batch", 4, "--objective", "relative", "--precision", "bf16", "--seed", 3, "--device", "cpu", "--out", tmp_path / "m",
              "--quiet"]
     result = zoo_command(*words)
@@ -223,11 +223,11 @@ def test_a_hierarchy_from_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["cnvae_s", "--decoder", "lin"], "has no option decoder; it accepts: event_shape, family"),
-    (["cnvae_s", "--latents", 512], "has no option latents"), (["cnvae_s", "--encoder", "lin"], "'hierarchical' has no option encoder"),
-    (["cnvae_s", "--family", "gaussian,poisson"], "one for each of 3 scales"), (["cnvae_s", "--epochs", 1], "a stream has no epochs"),
-    (["poisson", "--family", "gaussian"], "has no option family"), (["cnvae_s", "--budget", "tiny"], "unknown budget 'tiny'"),
-    (["cnvae_s", "--precision", "half"], "unknown precision 'half'"), (["poisson", "--guide", "hierarchical"], "does not fit the model"),
+    (["cnvae_maps_s", "--decoder", "lin"], "has no option decoder; it accepts: event_shape, family"),
+    (["cnvae_maps_s", "--latents", 512], "has no option latents"), (["cnvae_maps_s", "--encoder", "lin"], "'hierarchical' has no option encoder"),
+    (["cnvae_maps_s", "--family", "gaussian,poisson"], "one for each of 3 scales"), (["cnvae_maps_s", "--epochs", 1], "a stream has no epochs"),
+    (["poisson", "--family", "gaussian"], "has no option family"), (["cnvae_maps_s", "--budget", "tiny"], "unknown budget 'tiny'"),
+    (["cnvae_maps_s", "--precision", "half"], "unknown precision 'half'"), (["poisson", "--guide", "hierarchical"], "does not fit the model"),
     (["poisson", "--steps", 3, "--epochs", 2], "steps or as epochs, one of the two")])
 def test_what_the_command_line_does_not_ignore(tmp_path, monkeypatch, words, message):
     images = zoo.data.base.Data(STREAM.images(0, 8))

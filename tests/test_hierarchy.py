@@ -17,10 +17,11 @@ from guides.lesioned import Lesioned
 from inference.mcmc.annealing import ais
 from inference.metrics.importance import log_importance_weights
 from inference.trajectory import path_of
+from zoo.data.rofl import Stream
 from zoo.latents.base import Family
 from zoo.latents.deterministic import Deterministic
 from zoo.latents.poisson import Poisson
-from zoo.models.hierarchy import Hierarchy, Plan
+from zoo.models.hierarchy import COUPLINGS, Hierarchy, Plan
 from zoo.testing import check_model
 
 FAMILIES = tuple(zoo.latents.registry)
@@ -72,21 +73,59 @@ def test_the_published_groups():
     assert float(model.scale) == pytest.approx(0.15) and float(zoo.build("vae", (2, 17, 17)).scale) == pytest.approx(1.5)
 
 
-def test_small_rivals_are_of_one_size():
+@pytest.mark.parametrize("name, rival, latents", [("cnvae_s", "vae_s", 420), ("cnvae_maps_s", "vae_maps_s", 60)])
+def test_small_rivals_are_of_one_size(name, rival, latents):
     sizes = {}
+    for each in (name, rival):
+        model = zoo.build(each, (2, 17, 17))
+        sizes[each] = size(model, guides.build("hierarchical", model)), sum(units for _, units in model.latents.values())
+    assert sizes[name][1] == sizes[rival][1] == latents
+    assert sizes[name][0] == pytest.approx(sizes[rival][0], rel=0.02)
+
+
+def test_small_hierarchies_see_flow_through_the_noise_of_other_models():
     for name in ("cnvae_s", "vae_s"):
-        model = zoo.build(name, (2, 17, 17))
-        sizes[name] = size(model, guides.build("hierarchical", model)), sum(units for _, units in model.latents.values())
-    assert sizes["cnvae_s"][1] == sizes["vae_s"][1] == 60
-    assert sizes["cnvae_s"][0] == pytest.approx(sizes["vae_s"][0], rel=0.02)
+        flow, digits = zoo.build(name, (2, 17, 17)), zoo.build(name, (1, 8, 8))
+        assert flow.likelihood == digits.likelihood == "normal"
+        assert float(flow.scale) == pytest.approx(Stream.noise) and float(digits.scale) == pytest.approx(math.sqrt(0.5))
 
 
 @pytest.mark.parametrize("spatial", [False, True])
 @pytest.mark.parametrize("cells", list(SHAPES))
+def test_what_is_above_a_gain_shows_in_what_is_below_alone(cells, spatial):
+    model, _ = tiny(cells=cells, spatial=spatial, coupling="gain")
+    shaken(model)
+    z = {name: torch.randn(5, units) for name, (_, units) in model.latents.items()}
+    names = list(z)
+    with torch.no_grad():
+        image = model.decode(z)
+        for name in names:
+            assert not torch.allclose(model.decode(z | {name: torch.zeros_like(z[name])}), image)
+        gate = model.groups[names[1]]
+        nn.init.zeros_(gate.spread.bias)
+        below = z | {names[1]: torch.zeros_like(z[names[1]])}
+        shut = model.decode(below)
+        # With nothing drawn below, whatever is above has no way to the image: there is no path beside the product.
+        torch.testing.assert_close(model.decode(below | {names[0]: 3.0 * z[names[0]]}), shut)
+
+
+def test_gains_are_products_of_both():
+    model, _ = tiny(coupling="gain")
+    group = model.groups["z2"]
+    features, z = torch.randn(4, model.plan.widths[1], *group.size), torch.randn(4, 4)
+    with torch.no_grad():
+        maps = torch.nn.functional.conv_transpose2d(z[:, :, None, None], group.spread.weight, group.spread.bias)
+        heard = torch.nn.functional.conv2d(torch.nn.functional.silu(features), group.gain[1].weight, group.gain[1].bias)
+        torch.testing.assert_close(group.take(features, z), torch.nn.functional.conv2d(heard * maps, group.join.weight))
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("spatial", [False, True])
+@pytest.mark.parametrize("cells", list(SHAPES))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_any_family_in_any_hierarchy(family, cells, spatial):
+def test_any_family_in_any_hierarchy(family, cells, spatial, coupling):
     # Where no count is ever above zero, nothing flows through what spreads counts.
-    model, guide = tiny(Poisson(log_rate_init=(0.0, 1.0)) if family == "poisson" else family, cells, spatial=spatial)
+    model, guide = tiny(Poisson(log_rate_init=(0.0, 1.0)) if family == "poisson" else family, cells, spatial=spatial, coupling=coupling)
     shaken(model)
     x = drawn(model, 3)
     check_model(model, x)
@@ -314,7 +353,7 @@ def test_a_newcomers_prior_in_a_hierarchy():
     ({"family": "gaussian,poisson,laplace,gaussian"}, "one for each of 2 scales or one for each of 3 groups, not 4"),
     ({"family": "gauss"}, "gauss"), ({"groups": ()}, "at least one group"), ({"groups": (1, 0)}, "at least one group"),
     ({"pre": (0, 1)}, "pre must be"), ({"down": (1, 0)}, "down must be"), ({"up": (1,)}, "up must be"), ({"residual": -1.0}, "residual"),
-    ({"units": 0}, "at least 1 unit"), ({"cells": "dense"}, "conv, mlp, lin"), ({"channels": 6}, "multiple of 4"),
+    ({"units": 0}, "at least 1 unit"), ({"cells": "dense"}, "conv, mlp, lin"), ({"coupling": "times"}, "add, gain"), ({"channels": 6}, "multiple of 4"),
     ({"groups": (1, 1, 1, 1, 1, 1)}, "too many"), ({"likelihood": "endpoint"}, "optic flow"), ({"depth": 3}, "no option depth")])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
@@ -325,11 +364,11 @@ def test_what_is_said_counts_even_where_it_is_usual_elsewhere():
     assert zoo.build("hierarchy", (2, 8, 8), likelihood="normal", **TINY).likelihood == "normal"
     assert zoo.build("hierarchy", (2, 8, 8), **TINY).likelihood == "endpoint"
     with pytest.raises(ValueError, match="no option latents, decoder"):
-        zoo.build("cnvae_s", (2, 17, 17), latents=512, decoder="lin")
+        zoo.build("cnvae_maps_s", (2, 17, 17), latents=512, decoder="lin")
 
 
 def test_a_saved_model_tells_all_its_settings():
-    kept = zoo.build("cnvae_s", (2, 17, 17)).built_with
+    kept = zoo.build("cnvae_maps_s", (2, 17, 17)).built_with
     assert kept["channels"] == 8 and kept["groups"] == (2, 2, 2) and kept["residual"] == 1.0 and kept["family"] == "gaussian"
 
 

@@ -487,7 +487,7 @@ def test_fewer_images_than_a_batch_and_laws_without_a_mean():
 
 
 def test_scales_that_a_model_bounds_by_itself_are_floors():
-    flow = zoo.build("cnvae_s", (2, 17, 17))
+    flow = zoo.build("cnvae_maps_s", (2, 17, 17))
     assert without_floor(flow, random(2, 2, 17, 17)) == [] and min(flow.floors.values()) == 0.0
     temporal = zoo.build("temporal", (4, 1, 2, 2), units=2, learn_state_scale=True)
     assert without_floor(temporal, random(2, 4, 1, 2, 2)) == []

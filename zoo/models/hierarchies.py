@@ -37,9 +37,10 @@ def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "ga
         event_shape: Shape of one image.
         family: One latent family, one for each scale, or one for each group, top-down; a name, names with commas, or a list.
         units: Latents in a group.
+        coupling: ``"add"``, as published, or ``"gain"``: what is drawn above multiplies what is drawn below.
         residual: Weight of a cell's branch: 1 as when the paper was written; the code released later has .1.
         likelihood: ``"endpoint"`` for optic flow (two channels) and ``"normal"`` for other images, if None.
-        scale: If None √½, or of the endpoint error .15 rad/s, with a single group 1.5.
+        scale: If None √½, or of optic flow: of Normal noise .1 rad/s, of the endpoint error .15, with a single group 1.5.
 
     Raises:
         ValueError: if the shape of the images is missing, or a size makes no sense.
@@ -72,8 +73,9 @@ ae = partial(vae, family=Deterministic())
 # make of theirs; and a flat VAE with as many latents and as many parameters. Optic flow is seen through Normal noise: under an endpoint
 # error, whose best guess is a median, nothing is won by drawing a disc faintly, and small trainings never begin to draw one.
 VECTORS: dict[str, Any] = {"cells": "mlp", "likelihood": "normal"}
-cnvae_s = partial(hierarchy, units=140, groups=(2, 1), pre=(2, 1), up=(1, 1), down=(2, 1), post=(1, 1), coupling="gain", channels=256, **VECTORS)
-vae_s = partial(hierarchy, units=420, pre=(5, 1), post=(5, 1), **FLAT | VECTORS | {"channels": 316})
+cnvae_s = partial(hierarchy, units=140, channels=256, groups=(2, 1), pre=(2, 1), up=(1, 1), down=(2, 1), post=(1, 1), coupling="gain",
+                  **VECTORS)
+vae_s = partial(hierarchy, units=420, pre=(5, 1), post=(5, 1), channels=316, **FLAT, **VECTORS)
 # Small ones of the published kind, on maps: 6 groups of 10 latents, two at each of three scales; the same with 2 spatial latents at every
 # place; and a flat VAE with as many latents and about as many parameters as the first.
 cnvae_maps_s = partial(hierarchy, units=10, **SMALL)
