@@ -224,10 +224,13 @@ def test_a_hierarchy_from_the_command_line(tmp_path):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["cnvae_maps_s", "--decoder", "lin"], "has no option decoder; it accepts: event_shape, family"),
-    (["cnvae_maps_s", "--latents", 512], "has no option latents"), (["cnvae_maps_s", "--encoder", "lin"], "'hierarchical' has no option encoder"),
-    (["cnvae_maps_s", "--family", "gaussian,poisson"], "one for each of 3 scales"), (["cnvae_maps_s", "--epochs", 1], "a stream has no epochs"),
+    (["cnvae_maps_s", "--latents", 512], "has no option latents"),
+    (["cnvae_maps_s", "--encoder", "lin"], "'hierarchical' has no option encoder"),
+    (["cnvae_maps_s", "--family", "gaussian,poisson"], "one for each of 3 scales"),
+    (["cnvae_maps_s", "--epochs", 1], "a stream has no epochs"),
     (["poisson", "--family", "gaussian"], "has no option family"), (["cnvae_maps_s", "--budget", "tiny"], "unknown budget 'tiny'"),
-    (["cnvae_maps_s", "--precision", "half"], "unknown precision 'half'"), (["poisson", "--guide", "hierarchical"], "does not fit the model"),
+    (["cnvae_maps_s", "--precision", "half"], "unknown precision 'half'"),
+    (["poisson", "--guide", "hierarchical"], "does not fit the model"),
     (["poisson", "--steps", 3, "--epochs", 2], "steps or as epochs, one of the two")])
 def test_what_the_command_line_does_not_ignore(tmp_path, monkeypatch, words, message):
     images = zoo.data.base.Data(STREAM.images(0, 8))

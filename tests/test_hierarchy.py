@@ -353,7 +353,8 @@ def test_a_newcomers_prior_in_a_hierarchy():
     ({"family": "gaussian,poisson,laplace,gaussian"}, "one for each of 2 scales or one for each of 3 groups, not 4"),
     ({"family": "gauss"}, "gauss"), ({"groups": ()}, "at least one group"), ({"groups": (1, 0)}, "at least one group"),
     ({"pre": (0, 1)}, "pre must be"), ({"down": (1, 0)}, "down must be"), ({"up": (1,)}, "up must be"), ({"residual": -1.0}, "residual"),
-    ({"units": 0}, "at least 1 unit"), ({"cells": "dense"}, "conv, mlp, lin"), ({"coupling": "times"}, "add, gain"), ({"channels": 6}, "multiple of 4"),
+    ({"units": 0}, "at least 1 unit"), ({"cells": "dense"}, "conv, mlp, lin"), ({"coupling": "times"}, "add, gain"),
+    ({"channels": 6}, "multiple of 4"),
     ({"groups": (1, 1, 1, 1, 1, 1)}, "too many"), ({"likelihood": "endpoint"}, "optic flow"), ({"depth": 3}, "no option depth")])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
