@@ -120,8 +120,8 @@ def summary(runs: list[dict[str, Any]], data: Any) -> dict[str, Any]:
 
 
 NOTES = ("R2 of least squares from posterior means (temperature zero) to 11 Cartesian causes, fitted on as many held-out frames as "
-         f"--frames says and scored on as many others (in a curve: {GLANCE}); untrained_r2_mean: of the same model before its training; r2_sd over "
-         "seeds; training_seconds without the looks")
+         f"--frames says and scored on as many others (in a curve: {GLANCE}); untrained_r2_mean: of the same model before its training; "
+         "r2_sd over seeds; training_seconds without the looks")
 
 
 if __name__ == "__main__":
