@@ -79,7 +79,8 @@ def check(model: nn.Module, guide: nn.Module, x: Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="cnvae_maps_s", help="a Gaussian hierarchy with compressed latents (default: %(default)s)")
+    parser.add_argument("--model", default="cnvae_maps_s",
+                        help="a Gaussian hierarchy with compressed latents, additive, of endpoint errors (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5, help="steps in a block (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=9)

@@ -84,20 +84,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-2)
-    parser.add_argument("--scale", type=float, help="b of the endpoint error, rad/s; the model's own if not given")
+    parser.add_argument("--scale", type=float, help="of the likelihood, rad/s; the model's own if not given")
     parser.add_argument("--settings", default="{}", help="further options by model, as JSON")
     parser.add_argument("--frames", type=int, default=75_000, help="that readouts are fitted on, and as many that they are scored on "
                                                                    "(default, as published: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="of PyTorch")
     parser.add_argument("--save", type=Path, help="folder for the trained models of the first seed")
-    parser.add_argument("--name", help="of the file of results; untangling_<steps> if not given")
+    parser.add_argument("--name", help="of the file of results; untangling_420_<steps> if not given")
     options = parser.parse_args()
     check_device(parser, options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     data = zoo.data.load("rofl/fixate-1", n_train=1, n_validation=options.frames, n_test=options.frames)
-    options.name = options.name or f"untangling_{options.steps}"
+    options.name = options.name or f"untangling_420_{options.steps}"
     path = RESULTS / f"{options.name}.json"
     runs = json.loads(path.read_text())["results"]["runs"] if path.exists() else []
     for seed in options.seeds:

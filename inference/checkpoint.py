@@ -15,6 +15,8 @@ from zoo.files import atomic_file, atomic_folder
 
 __all__ = ["exists", "load", "resume", "save", "write"]
 
+# What hierarchies were called that were saved before there was a choice of coupling; the names are others' now.
+RENAMED = {"cnvae_s": "cnvae_maps_s", "vae_s": "vae_maps_s"}
 STATE = "training.safetensors"
 
 
@@ -72,6 +74,8 @@ def load(folder: str | Path) -> tuple[nn.Module, nn.Module | None, dict[str, Any
         raise FileNotFoundError(f"no saved model in {folder}: config.json is missing")
     config = json.loads(path.read_text())
     settings = dict(config["model"])
+    if "coupling" not in settings:
+        settings["name"] = RENAMED.get(settings["name"], settings["name"])
     model = zoo.build(settings.pop("name"), settings.pop("event_shape"), **settings)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     guide = None

@@ -92,7 +92,7 @@ def test_small_hierarchies_see_flow_through_the_noise_of_other_models():
 
 @pytest.mark.parametrize("spatial", [False, True])
 @pytest.mark.parametrize("cells", list(SHAPES))
-def test_what_is_above_a_gain_shows_in_what_is_below_alone(cells, spatial):
+def test_but_for_a_bias_what_is_above_a_gain_shows_in_what_is_below_alone(cells, spatial):
     model, _ = tiny(cells=cells, spatial=spatial, coupling="gain")
     shaken(model)
     z = {name: torch.randn(5, units) for name, (_, units) in model.latents.items()}

@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"channels": 8, "groups": (2, 2, 2), "pre": (1, 1), "up"
 ENDPOINT_SCALES = (0.15, 1.5)  # rad/s, of hierarchies and of flat models: the published β at which each untangles best. An endpoint
 # error over b with the weight 1 on the KL is, but for the factor b, an endpoint error with the weight b.
 
-FLOW_SCALE = 0.1  # rad/s, σ where the likelihood of optic flow is "normal", as of one-layer models
+FLOW_SCALE = 0.1  # rad/s, σ where the likelihood of optic flow is "normal": what its data sets say (``Dataset.noise``)
 
 
 def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "gaussian", units: int = 20, *, cells: str = "conv",

@@ -1,9 +1,10 @@
 r"""A hierarchy of latents, walked once from top to bottom: :math:`p(z) = \prod_l p(z_l \mid z_{>l})`.
 
 The top-down half of the compressed hierarchical VAE (cNVAE) of Vafaii, Yates & Butts 2023, after the NVAE of Vahdat & Kautz 2020. A map of
-features starts as a learned constant; each group reads its prior off the features, and adds what it drew to them. A group may have
-any latent family, may be *compressed* (a vector, computed from the whole map and spread over it again) or spatial (one vector for each
-place of the map), and the maps may be those of images (``"conv"``) or single vectors (``"mlp"``, ``"lin"``).
+features starts as a learned constant; each group reads its prior off the features, and adds what it drew to them (or, with
+``coupling="gain"``, multiplies them by it). A group may have any latent family, may be *compressed* (a vector, computed from the whole map
+and spread over it again) or spatial (one vector for each place of the map), and the maps may be those of images (``"conv"``) or single
+vectors (``"mlp"``, ``"lin"``).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Plan:
 
     Attributes:
         event_shape: Shape of one image.
-        cells: ``"conv"``: residual cells on feature maps; ``"mlp"``: the same on single vectors; ``"lin"``: none, all maps linear.
+        cells: ``"conv"``: residual cells on feature maps; ``"mlp"``: the same on single vectors; ``"lin"``: none, all maps
+            linear (a gain apart).
         channels: Of the maps as large as the image; doubled wherever their sides halve. Of ``"mlp"`` and ``"lin"``: of all.
         groups: Groups of latents at each scale, from the top (smallest) down.
         finest: ``"conv"``: the maps' sides are halved until they are at most this, before the first latents are read.
@@ -45,8 +47,9 @@ class Plan:
         post: (cells, convolutions in each) for each doubling after the last group, the cell that doubles included.
         residual: Weight of a cell's branch.
         coupling: How the first draw at a scale meets the features from the scale above: ``"add"``, side by side with them as published, or
-            ``"gain"``, multiplied by them. Where latents above can show themselves as gains alone, they have to say *how* what is drawn
-            below is to be seen (where an object is, where an eye looks), not what is seen.
+            ``"gain"``, multiplied by them: ``W [gain(s) · (expand(z) + bias)]``. Latents above then act as factors of what is drawn
+            below, and on its prior; how it is to be seen (where an object is, where an eye looks) is theirs to say. Later groups of the
+            same scale are added.
     """
 
     event_shape: tuple[int, ...]
@@ -130,7 +133,7 @@ class Group(nn.Module):
         inputs, channels: Of the features that come from the scale above, and of this scale's.
         size: Of the map, where this group changes it; the map stays as it is if None.
         first: Whether it is the first group of all, whose prior depends on nothing.
-        opening: Whether its draw is all that the features are made of, instead of being added to them.
+        opening: Whether its draw is all that the features are made of, instead of meeting those that are there.
     """
 
     def __init__(self, plan: Plan, family: Family, units: int, scale: int, *, change: bool, first: bool, opening: bool, spatial: bool,

@@ -78,8 +78,9 @@ class Expander(nn.Module):
         return self.v * scale[None, :, None, None]
 
     def forward(self, z: Tensor) -> Tensor:
-        spread = z.flatten(1) @ self.weight.flatten(1)
-        return spread.unflatten(1, self.weight.shape[1:]) + self.bias[:, None, None]
+        weight, places = self.weight, self.v[0, 0].numel()
+        spread = functional.linear(z.flatten(1), weight.flatten(1).T, self.bias.repeat_interleave(places))
+        return spread.unflatten(1, weight.shape[1:])
 
 
 class SqueezeExcite(nn.Module):
