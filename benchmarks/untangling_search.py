@@ -3,7 +3,7 @@
     python benchmarks/untangling_search.py [--models cnvae_s vae_s] [--steps 800] [--lr .006 .02 .06] [--scale .05 .1 .2] [--threads 1]
 
 Every model is trained once for each pair, with the schedule of ``untangling.py``, and read out on held-out frames of another seed. The pair
-with the best ELBO on its last (never repeated) frames is what ``untangling.py`` then runs with fresh seeds: whoever trains a model has an ELBO,
+with the best ELBO on its last (never repeated) frames is what ``untangling.py`` then runs with fresh seeds: who trains a model has an ELBO,
 but no true causes. The pair with the best readout is told as well. Trials that are recorded already are not made again.
 """
 
