@@ -38,7 +38,8 @@ def recipe(budget: str, data: str = "patches", model: nn.Module | None = None) -
     the model's ``scale`` b, since :math:`\mathrm{EPE} + b\,KL = b\,(\mathrm{EPE} / b + KL)`, b times the negative ELBO but for a constant.
     So β ends at 1; and as all gradients are those of the published loss over b, all that meets them is divided by b, too: β at the
     start, weight decay, the penalty on norms and both bounds of the gradient's norm. The steps are the same then, as Adamax divides by
-    the size of the gradient (its ε = 1e-8 apart).
+    the size of the gradient (its ε = 1e-8 apart). Hierarchies with another likelihood (of digits, or ``cnvae_s``) have no published loss:
+    they take the same constants undivided, and the negative ELBO.
 
     Raises:
         ValueError: for an unknown budget.
