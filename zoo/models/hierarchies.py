@@ -29,8 +29,9 @@ FLOW_SCALE = 0.1  # rad/s, σ where the likelihood of optic flow is "normal": wh
 def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "gaussian", units: int = 20, *, cells: str = "conv",
               channels: int = 32, groups: Sequence[int] = (3, 6, 12), finest: int = 8, pre: tuple[int, int] = (3, 2),
               up: tuple[int, int] = (2, 2), down: tuple[int, int] = (2, 1), post: tuple[int, int] | None = None,
-              residual: float = 1.0, coupling: str = "add", spatial: bool = False, start: bool = True, learn_prior: bool | None = None,
-              scale: float | None = None, learn_scale: bool | str = False, likelihood: str | None = None) -> Hierarchy:
+              residual: float = 1.0, coupling: str = "add", layer_norm: bool = False, spatial: bool = False, start: bool = True,
+              learn_prior: bool | None = None, scale: float | None = None, learn_scale: bool | str = False,
+              likelihood: str | None = None) -> Hierarchy:
     """A hierarchy of any size: see :class:`~zoo.models.hierarchy.Hierarchy` and :class:`~zoo.models.hierarchy.Plan`.
 
     Arguments:
@@ -38,6 +39,7 @@ def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "ga
         family: One latent family, one for each scale, or one for each group, top-down; a name, names with commas, or a list.
         units: Latents in a group.
         coupling: ``"add"``, as published, or ``"gain"``: what is drawn above multiplies what is drawn below.
+        layer_norm: Whether cells and gains are normalized; not published, but small hierarchies learn faster with it.
         residual: Weight of a cell's branch: 1 as when the paper was written; the code released later has .1.
         likelihood: ``"endpoint"`` for optic flow (two channels) and ``"normal"`` for other images, if None.
         scale: If None √½, or of optic flow: of Normal noise .1 rad/s, of the endpoint error .15, with a single group 1.5.
@@ -54,7 +56,7 @@ def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "ga
         flow_scale = ENDPOINT_SCALES[sum(groups) == 1] if likelihood == "endpoint" else FLOW_SCALE
         scale = flow_scale if flow else UNIT_SCALE
     plan = Plan(tuple(event_shape), cells, channels, tuple(groups), finest, tuple(pre), tuple(up), tuple(down),
-                (pre[0], 1) if post is None else tuple(post), residual, coupling)
+                (pre[0], 1) if post is None else tuple(post), residual, coupling, layer_norm)
     family = [name.strip() for name in family.split(",")] if isinstance(family, str) else family
     return Hierarchy(plan, family, units, spatial=spatial, start=start, learn_prior=learn_prior, scale=scale, learn_scale=learn_scale,
                      likelihood=likelihood)
@@ -72,7 +74,7 @@ ae = partial(vae, family=Deterministic())
 # For a CPU: as many latents as published in three groups of vectors, two above and one below, whose draw is multiplied by what the two
 # make of theirs; and a flat VAE with as many latents and as many parameters. Optic flow is seen through Normal noise: under an endpoint
 # error, whose best guess is a median, nothing is won by drawing a disc faintly, and small trainings never begin to draw one.
-VECTORS: dict[str, Any] = {"cells": "mlp", "likelihood": "normal"}
+VECTORS: dict[str, Any] = {"cells": "mlp", "likelihood": "normal", "layer_norm": True}
 cnvae_s = partial(hierarchy, units=140, channels=256, groups=(2, 1), pre=(2, 1), up=(1, 1), down=(2, 1), post=(1, 1), coupling="gain",
                   **VECTORS)
 vae_s = partial(hierarchy, units=420, pre=(5, 1), post=(5, 1), channels=316, **FLAT, **VECTORS)

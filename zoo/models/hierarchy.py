@@ -50,6 +50,8 @@ class Plan:
             ``"gain"``, multiplied by them: ``W [gain(s) · (expand(z) + bias)]``. Latents above then act as factors of what is drawn
             below, and on its prior; how it is to be seen (where an object is, where an eye looks) is theirs to say. Later groups of the
             same scale are added.
+        layer_norm: Whether the branch of every cell, and what a gain is made of, is normalized first (Ba, Kiros & Hinton 2016): not
+            published, but small hierarchies learn faster with it.
     """
 
     event_shape: tuple[int, ...]
@@ -63,6 +65,7 @@ class Plan:
     post: tuple[int, int] = (3, 1)
     residual: float = 1.0
     coupling: str = "add"
+    layer_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.coupling not in COUPLINGS:
@@ -123,7 +126,8 @@ class Plan:
 
     def cell(self, inputs: int, outputs: int, nodes: int, **change: object) -> nn.Module:
         """A residual cell of this plan."""
-        return cell(inputs, outputs, layers=nodes, size=3 if self.cells == "conv" else 1, norm=1.0, weight=self.residual, **change)
+        return cell(inputs, outputs, layers=nodes, size=3 if self.cells == "conv" else 1, norm=1.0, weight=self.residual,
+                    layer_norm=self.layer_norm, **change)
 
 
 class Group(nn.Module):
@@ -159,7 +163,8 @@ class Group(nn.Module):
         else:
             self.register_buffer("initial", initial)
         gated = change and plan.coupling == "gain"
-        self.gain = nn.Sequential(nn.SiLU(), Conv(channels, channels, 1, norm=1.0)) if gated else None
+        normalized = [nn.GroupNorm(1, channels)] if plan.layer_norm else []
+        self.gain = nn.Sequential(*normalized, nn.SiLU(), Conv(channels, channels, 1, norm=1.0)) if gated else None
         # What multiplies features, or is all that they are made of, has as many channels as they have.
         width = channels if opening or gated else units
         self.spread = Expander(units, width, size) if not spatial else Conv(units, width, 1, norm=1.0) if gated else nn.Identity()

@@ -167,6 +167,7 @@ def cell(
     size: int = 3,
     norm: float | None = None,
     weight: float = 1.0,
+    layer_norm: bool = False,
 ) -> nn.Module:
     """A residual cell: skip plus squeeze-excite of ``layers`` times (swish, convolution).
 
@@ -179,8 +180,9 @@ def cell(
         size: Of the convolutions, odd.
         norm: Length that all filters start with, if given.
         weight: What the branch is multiplied by.
+        layer_norm: Whether the branch starts with a layer normalization, over channels and places.
     """
-    branch: list[nn.Module] = []
+    branch: list[nn.Module] = [nn.GroupNorm(1, inputs)] if layer_norm else []
     for layer in range(layers):
         first = layer == 0
         branch.append(nn.SiLU())
