@@ -22,6 +22,7 @@ from zoo.latents.base import Family
 from zoo.latents.deterministic import Deterministic
 from zoo.latents.poisson import Poisson
 from zoo.models.hierarchy import COUPLINGS, Hierarchy, Plan
+from zoo.networks.blocks import Residual
 from zoo.testing import check_model
 
 FAMILIES = tuple(zoo.latents.registry)
@@ -119,13 +120,31 @@ def test_gains_are_products_of_both():
         torch.testing.assert_close(group.take(features, z), torch.nn.functional.conv2d(heard * maps, group.join.weight))
 
 
+@pytest.mark.parametrize("cells", list(SHAPES))
+def test_normalized_cells_and_gains_do_not_hear_the_size_or_the_mean_of_features(cells):
+    model, guide = tiny(cells=cells, coupling="gain", layer_norm=True)
+    shaken(model)
+    group = model.groups["z2"]
+    parts = [group.gain, *(each.branch for part in (model, guide) for each in part.modules() if isinstance(each, Residual))]
+    assert len(parts) == sum(isinstance(each, nn.GroupNorm) for part in (model, guide) for each in part.modules())
+    assert cells == "lin" or len(parts) > 5
+    for part in parts:
+        features = 3.0 * torch.randn(4, part[0].num_channels, *((4, 4) if cells == "conv" else (1, 1)))
+        loud = torch.tensor([1.0, 2.0, 5.0, 10.0])[:, None, None, None]  # of each image its own: images are not mixed
+        with torch.no_grad():
+            torch.testing.assert_close(part(loud * features + 2.0 * loud), part(features), rtol=1e-3, atol=1e-4)
+            by_hand = nn.functional.layer_norm(features, features.shape[1:]) * part[0].weight[:, None, None] + part[0].bias[:, None, None]
+            torch.testing.assert_close(part(features), part[1:](by_hand))
+
+
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("spatial", [False, True])
 @pytest.mark.parametrize("cells", list(SHAPES))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_family_in_any_hierarchy(family, cells, spatial, coupling):
     # Where no count is ever above zero, nothing flows through what spreads counts.
-    model, guide = tiny(Poisson(log_rate_init=(0.0, 1.0)) if family == "poisson" else family, cells, spatial=spatial, coupling=coupling)
+    model, guide = tiny(Poisson(log_rate_init=(0.0, 1.0)) if family == "poisson" else family, cells, spatial=spatial, coupling=coupling,
+                        layer_norm=coupling == "gain")  # together, as in "cnvae_s"
     shaken(model)
     x = drawn(model, 3)
     check_model(model, x)
