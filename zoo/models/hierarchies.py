@@ -39,7 +39,7 @@ def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "ga
         family: One latent family, one for each scale, or one for each group, top-down; a name, names with commas, or a list.
         units: Latents in a group.
         coupling: ``"add"``, as published, or ``"gain"``: what is drawn above multiplies what is drawn below.
-        layer_norm: Whether cells and gains are normalized; not published, but small hierarchies learn faster with it.
+        layer_norm: Whether cells and gains are normalized: not published; small hierarchies are read out better with it.
         residual: Weight of a cell's branch: 1 as when the paper was written; the code released later has .1.
         likelihood: ``"endpoint"`` for optic flow (two channels) and ``"normal"`` for other images, if None.
         scale: If None √½, or of optic flow: of Normal noise .1 rad/s, of the endpoint error .15, with a single group 1.5.

@@ -51,7 +51,7 @@ class Plan:
             below, and on its prior; how it is to be seen (where an object is, where an eye looks) is theirs to say. Later groups of the
             same scale are added.
         layer_norm: Whether the branch of every cell, and what a gain is made of, is normalized first (Ba, Kiros & Hinton 2016): not
-            published, but small hierarchies learn faster with it.
+            published; linear readouts of small hierarchies find more causes with it, before and after training, at the same ELBO.
     """
 
     event_shape: tuple[int, ...]
