@@ -12,14 +12,13 @@ are not trained again.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from device import check_device
-from record import RESULTS, record
+from record import RESULTS, record, recorded
 
 import guides
 import inference
@@ -112,18 +111,14 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     data = zoo.data.load(options.data)
     name = f"hierarchical_poisson_{options.data.replace('/', '_')}_{options.steps}"
-    path, by_image = RESULTS / f"{name}.json", RESULTS / f"{name}.npz"
-
-    def recorded() -> list[dict[str, Any]]:
-        return json.loads(path.read_text())["results"]["rows"] if path.exists() else []
-
+    by_image = RESULTS / f"{name}.npz"
     for model in options.models:
-        if any(row["model"] == model for row in recorded()):
-            print(f"{model} is in {path.name} already, and is not trained again", flush=True)
+        if any(row["model"] == model for row in recorded(name, "rows")):
+            print(f"{model} is in {name}.json already, and is not trained again", flush=True)
             continue
         row, values = run(model, data, options)
         np.savez_compressed(by_image, **(dict(np.load(by_image)) if by_image.exists() else {}), **{model: values})
-        record(name, {"rows": [*recorded(), row], "differences": differences(by_image), "steps": options.steps, "batch": options.batch,
+        record(name, {"rows": [*recorded(name, "rows"), row], "differences": differences(by_image), "steps": options.steps, "batch": options.batch,
                       "images": options.images}, seed=options.seed,
                notes="nelbo = expected sum of squared errors + KL, nats, no constants; log_px_bound: importance-weighted with as many "
                      "draws as --draws; exact draws; alive: share of a group's latents with a mean KL above .01 nats; differences: "

@@ -40,6 +40,12 @@ def _portable(argument: str) -> str:
     return Path(argument).name if os.path.isabs(argument) else argument
 
 
+def recorded(name: str, rows: str) -> list[dict[str, Any]]:
+    """The list ``rows`` among the results in ``benchmarks/results/<name>.json``; empty where there is no such file yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["results"][rows] if path.exists() else []
+
+
 def record(name: str, results: Any, *, seed: int | None = None, notes: str = "") -> Path:
     """Writes ``benchmarks/results/<name>.json`` and prints the results.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from device import check_device
-from record import RESULTS, record
+from record import record, recorded
 
 import guides
 import inference
@@ -98,8 +98,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     data = zoo.data.load("rofl/fixate-1", n_train=1, n_validation=options.frames, n_test=options.frames)
     options.name = options.name or f"untangling_420_{options.steps}"
-    path = RESULTS / f"{options.name}.json"
-    runs = json.loads(path.read_text())["results"]["runs"] if path.exists() else []
+    runs = recorded(options.name, "runs")
     for seed in options.seeds:
         for name in options.models:
             if not any(made["model"] == name and made["seed"] == seed for made in runs):

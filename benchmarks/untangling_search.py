@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from typing import Any
 
 import torch
-from record import RESULTS, record
+from record import record, recorded
 from untangling import run
 
 import zoo
@@ -41,8 +40,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     data = zoo.data.load("rofl/fixate-1", n_train=1, n_validation=options.frames, n_test=options.frames, seed=SEED)
-    path = RESULTS / f"{options.name}.json"
-    trials: list[dict[str, Any]] = json.loads(path.read_text())["results"]["trials"] if path.exists() else []
+    trials = recorded(options.name, "trials")
     for lr, scale, name in itertools.product(options.lr, options.scale, options.models):
         if any((made["model"], made["lr"], made["scale_rad_per_s"]) == (name, lr, scale) for made in trials):
             continue
