@@ -118,8 +118,8 @@ def main() -> None:
             continue
         row, values = run(model, data, options)
         np.savez_compressed(by_image, **(dict(np.load(by_image)) if by_image.exists() else {}), **{model: values})
-        record(name, {"rows": [*recorded(name, "rows"), row], "differences": differences(by_image), "steps": options.steps, "batch": options.batch,
-                      "images": options.images}, seed=options.seed,
+        record(name, {"rows": [*recorded(name, "rows"), row], "differences": differences(by_image), "steps": options.steps,
+                      "batch": options.batch, "images": options.images}, seed=options.seed,
                notes="nelbo = expected sum of squared errors + KL, nats, no constants; log_px_bound: importance-weighted with as many "
                      "draws as --draws; exact draws; alive: share of a group's latents with a mean KL above .01 nats; differences: "
                      "mean and standard error over the same images")
