@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ from zoo.files import atomic_file, atomic_folder
 
 __all__ = ["exists", "load", "resume", "save", "write"]
 
-# What hierarchies were called that were saved before there was a choice of coupling; the names are others' now.
-RENAMED = {"cnvae_s": "cnvae_maps_s", "vae_s": "vae_maps_s"}
 STATE = "training.safetensors"
 
 
@@ -37,7 +36,7 @@ def save(folder: str | Path, model: nn.Module, guide: nn.Module | None = None, *
             raise ValueError(f"only a {kind} made by {maker} can be saved; save its state_dict yourself")
     if getattr(guide, "per_image", False):
         raise ValueError("a guide that keeps something for each of its images cannot be built again without them; save its posterior")
-    config = {kind: part.built_with for kind, part in parts.items()} | about
+    config = {kind: part.built_with for kind, part in parts.items()} | {"version": version("perception-zoo")} | about
     try:
         json.dumps(config)
     except TypeError as error:
@@ -64,6 +63,7 @@ def load(folder: str | Path) -> tuple[nn.Module, nn.Module | None, dict[str, Any
 
     Raises:
         FileNotFoundError: if there is no saved model in the folder.
+        ValueError: if the weights are damaged, or do not fit what this version builds under that name.
     """
     import guides
     import zoo
@@ -74,17 +74,25 @@ def load(folder: str | Path) -> tuple[nn.Module, nn.Module | None, dict[str, Any
         raise FileNotFoundError(f"no saved model in {folder}: config.json is missing")
     config = json.loads(path.read_text())
     settings = dict(config["model"])
-    if "coupling" not in settings:
-        settings["name"] = RENAMED.get(settings["name"], settings["name"])
     model = zoo.build(settings.pop("name"), settings.pop("event_shape"), **settings)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    _fill(model, folder / "model.safetensors", config)
     guide = None
     if "guide" in config:
         settings = dict(config["guide"])
         guide = guides.build(settings.pop("name"), model, **settings)
-        guide.load_state_dict(load_file(folder / "guide.safetensors"))
+        _fill(guide, folder / "guide.safetensors", config)
         guide.eval()
     return model.eval(), guide, config
+
+
+def _fill(part: nn.Module, path: Path, config: dict[str, Any]) -> None:
+    """Puts the saved weights into a model or guide that was built as its settings say."""
+    try:
+        part.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        saved, now = config.get("version", "one before 0.8"), version("perception-zoo")
+        raise ValueError(f"the weights in {path} are damaged, or not those of {part.built_with['name']!r} as version {now} builds it; "
+                         f"the version that saved them is {saved}. {str(error).splitlines()[0]}") from error
 
 
 def exists(folder: str | Path) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -93,6 +94,20 @@ def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         inference.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("part", ["model", "guide"])
+@pytest.mark.parametrize("damage", ["cut off", "of another size"])
+def test_weights_that_do_not_fit_are_told_with_the_version_that_saved_them(tmp_path, part, damage):
+    folder = inference.save(tmp_path / "m", *pair())
+    assert json.loads((folder / "config.json").read_text())["version"] == version("perception-zoo")
+    weights = folder / f"{part}.safetensors"
+    if damage == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    else:
+        weights.write_bytes((inference.save(tmp_path / "other", *pair(6)) / weights.name).read_bytes())
+    with pytest.raises(ValueError, match=rf"{weights.name} are damaged, or not those of .* as version {version('perception-zoo')} builds"):
+        inference.load(folder)
 
 
 def test_saving_never_deletes_what_is_not_its_own(tmp_path):

@@ -84,11 +84,22 @@ def test_small_rivals_are_of_one_size(name, rival, latents):
     assert sizes[name][0] == pytest.approx(sizes[rival][0], rel=0.02)
 
 
-def test_small_hierarchies_see_flow_through_the_noise_of_other_models():
-    for name in ("cnvae_s", "vae_s"):
-        flow, digits = zoo.build(name, (2, 17, 17)), zoo.build(name, (1, 8, 8))
-        assert flow.likelihood == digits.likelihood == "normal"
-        assert float(flow.scale) == pytest.approx(Stream.noise) and float(digits.scale) == pytest.approx(math.sqrt(0.5))
+def test_the_small_vector_hierarchies():
+    """What their published numbers are of."""
+    for name, parameters, groups, coupling in (("cnvae_s", 2_018_660, (2, 1), "gain"), ("vae_s", 2_002_674, (1,), "add")):
+        model = zoo.build(name, (2, 17, 17))
+        assert size(model, guides.build("hierarchical", model)) == parameters
+        assert model.plan.groups == groups and model.plan.coupling == coupling and model.plan.layer_norm
+        assert model.likelihood == "normal"
+
+
+def test_noise_that_data_speak_of_is_the_scale_of_a_normal_likelihood():
+    for name, options in (("cnvae_s", {}), ("cnvae", {"likelihood": "normal", "channels": 8}), ("gaussian", {}), ("predictive_coding", {})):
+        for noise in (0.3, None):
+            data = SimpleNamespace(event_shape=(2, 17, 17), noise=noise)
+            assert float(zoo.build(name, data, **options).scale) == pytest.approx(noise or math.sqrt(0.5))
+            assert float(zoo.build(name, data, scale=0.2, **options).scale) == pytest.approx(0.2)
+    assert float(zoo.build("cnvae_maps_s", Stream("fixate-1")).scale) == pytest.approx(0.15), "an endpoint error's own"
 
 
 @pytest.mark.parametrize("spatial", [False, True])
@@ -169,9 +180,10 @@ def test_images_of_any_size(shape, sizes):
     assert {name: params.shape for name, params in posterior.items()} == {name: (2, 2, 3) for name in ("z3", "z2", "z1")}
 
 
+@pytest.mark.parametrize("coupling, layer_norm", [("add", False), ("add", True), ("gain", False), ("gain", True)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_evidence_leaves_the_prior(family):
-    model, guide = tiny(family)
+def test_no_evidence_leaves_the_prior(family, coupling, layer_norm):
+    model, guide = tiny(family, coupling=coupling, layer_norm=layer_norm)
     shaken(model)
     x = drawn(model, 4)
     for reader in guide.readers.values():
@@ -184,9 +196,10 @@ def test_no_evidence_leaves_the_prior(family):
         torch.testing.assert_close(bound.value, bound.log_likelihood)
 
 
+@pytest.mark.parametrize("coupling, layer_norm", [("add", False), ("gain", True)])
 @pytest.mark.parametrize("family", [*FAMILIES, ["gaussian", "poisson"], ["laplace", "categorical", "poisson"]])
-def test_one_walk_gives_what_two_traces_give(family):
-    model, guide = tiny(family)
+def test_one_walk_gives_what_two_traces_give(family, coupling, layer_norm):
+    model, guide = tiny(family, coupling=coupling, layer_norm=layer_norm)
     shaken(model), shaken(guide, 0.1)
     x = drawn(model, 3)
     with torch.random.fork_rng():
@@ -373,7 +386,7 @@ def test_a_newcomers_prior_in_a_hierarchy():
     ({"family": "gauss"}, "gauss"), ({"groups": ()}, "at least one group"), ({"groups": (1, 0)}, "at least one group"),
     ({"pre": (0, 1)}, "pre must be"), ({"down": (1, 0)}, "down must be"), ({"up": (1,)}, "up must be"), ({"residual": -1.0}, "residual"),
     ({"units": 0}, "at least 1 unit"), ({"cells": "dense"}, "conv, mlp, lin"), ({"coupling": "times"}, "add, gain"),
-    ({"channels": 6}, "multiple of 4"),
+    ({"coupling": "gain", "groups": (3,)}, "two scales"), ({"layer_norm": "no"}, "True or False"), ({"channels": 6}, "multiple of 4"),
     ({"groups": (1, 1, 1, 1, 1, 1)}, "too many"), ({"likelihood": "endpoint"}, "optic flow"), ({"depth": 3}, "no option depth")])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):

@@ -194,6 +194,15 @@ def test_conv_is_weight_normalized(options):
     close(conv(x), reference(x))
 
 
+@pytest.mark.parametrize("size, options, side", [
+    (3, {}, 3), (3, {"padding": 1}, 3), (3, {"padding": (1, 0)}, 3), (1, {"groups": 4}, 1), (3, {"groups": 4}, 3), (3, {"stride": 2}, 3)])
+def test_filters_as_large_as_the_map(size, options, side):
+    conv = seeded(Conv, 8, 4, size, **options)
+    nn.init.normal_(conv.bias)
+    x = normal(3, 8, side, side)
+    close(conv(x), nn.functional.conv2d(x, conv.weight, conv.bias, **options))
+
+
 def test_squeeze_excite_and_pool():
     x = normal(3, 32, 4, 5)
     gate = seeded(SqueezeExcite, 32)

@@ -34,8 +34,8 @@ def build(name: str, data: Any = None, *, latents: int | None = None, decoder: s
         latents: Number of latents ``K``; 512 of a family's one-layer model.
         decoder: ``"lin"`` (of a family), ``"mlp"``, ``"conv"``, …
         learn_prior: Whether the prior's parameters are learned; the family's own habit if None.
-        scale: Standard deviation σ of a pixel; if None what ``data.noise`` says, or else √½ (see
-            :class:`~zoo.models.one_layer.OneLayer`).
+        scale: Standard deviation σ of a pixel; if None what ``data.noise`` says where the likelihood is ``"normal"``, or else the model's
+            own, √½ of a family (see :class:`~zoo.models.one_layer.OneLayer`).
         learn_scale: False (of a family), ``"image"`` or ``"pixel"``.
         likelihood: ``"normal"`` (of a family), ``"bernoulli"`` for images of zeros and ones (:mod:`zoo.data.binary`), or ``"endpoint"`` for
             optic flow.
@@ -88,6 +88,9 @@ def _named(name: str, data: Any, options: dict[str, Any]) -> nn.Module:
     shaped = {"event_shape": event_shape} if event_shape and "event_shape" in inspect.signature(factory).parameters else {}
     # All settings are kept, those that nobody chose, too: a saved model must not change with what is usual.
     defaults = {key: parameter.default for key, parameter in inspect.signature(factory).parameters.items()}
+    noise, likelihood = getattr(data, "noise", None), options.get("likelihood") or defaults.get("likelihood", "normal")
+    if noise and "scale" in defaults and likelihood == "normal":
+        options = {"scale": noise} | options
     options = {key: value for key, value in defaults.items() if isinstance(value, PLAIN)} | options
     model = factory(**options | shaped)
     if event_shape and tuple(model.event_shape) != event_shape:

@@ -23,8 +23,6 @@ SMALL: dict[str, Any] = {"channels": 8, "groups": (2, 2, 2), "pre": (1, 1), "up"
 ENDPOINT_SCALES = (0.15, 1.5)  # rad/s, of hierarchies and of flat models: the published β at which each untangles best. An endpoint
 # error over b with the weight 1 on the KL is, but for the factor b, an endpoint error with the weight b.
 
-FLOW_SCALE = 0.1  # rad/s, σ where the likelihood of optic flow is "normal": what its data sets say (``Dataset.noise``)
-
 
 def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "gaussian", units: int = 20, *, cells: str = "conv",
               channels: int = 32, groups: Sequence[int] = (3, 6, 12), finest: int = 8, pre: tuple[int, int] = (3, 2),
@@ -39,10 +37,10 @@ def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "ga
         family: One latent family, one for each scale, or one for each group, top-down; a name, names with commas, or a list.
         units: Latents in a group.
         coupling: ``"add"``, as published, or ``"gain"``: what is drawn above multiplies what is drawn below.
-        layer_norm: Whether cells and gains are normalized: not published; small hierarchies are read out better with it.
+        layer_norm: Whether cells and gains are normalized: not published.
         residual: Weight of a cell's branch: 1 as when the paper was written; the code released later has .1.
         likelihood: ``"endpoint"`` for optic flow (two channels) and ``"normal"`` for other images, if None.
-        scale: If None √½, or of optic flow: of Normal noise .1 rad/s, of the endpoint error .15, with a single group 1.5.
+        scale: If None √½, or of the endpoint error .15 rad/s, with a single group 1.5.
 
     Raises:
         ValueError: if the shape of the images is missing, or a size makes no sense.
@@ -53,8 +51,7 @@ def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "ga
     if likelihood is None:
         likelihood = "endpoint" if flow else "normal"
     if scale is None:
-        flow_scale = ENDPOINT_SCALES[sum(groups) == 1] if likelihood == "endpoint" else FLOW_SCALE
-        scale = flow_scale if flow else UNIT_SCALE
+        scale = ENDPOINT_SCALES[sum(groups) == 1] if likelihood == "endpoint" else UNIT_SCALE
     plan = Plan(tuple(event_shape), cells, channels, tuple(groups), finest, tuple(pre), tuple(up), tuple(down),
                 (pre[0], 1) if post is None else tuple(post), residual, coupling, layer_norm)
     family = [name.strip() for name in family.split(",")] if isinstance(family, str) else family
