@@ -4,7 +4,7 @@
 
 Every model is trained once for each pair, with the schedule of ``untangling.py``, and read out on held-out frames of another seed. The pair
 with the best ELBO on its last (never repeated) frames is what ``untangling.py`` then runs with fresh seeds: who trains a model has an ELBO,
-but no true causes. The pair with the best readout is told as well. Trials that are recorded already are not made again.
+but no true causes. The pairs with the best readouts are told as well. Trials that are recorded already are not made again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from record import record, recorded
-from untangling import run
+from untangling import CODES, made, run, settings_of
 
 import zoo
 
 SEED = 100  # of the networks, the stream and the held-out frames: none that untangling.py is run with
-NOTES = ("one training for each pair; r2_mean: of least squares from posterior means to 11 causes, fitted on as many held-out frames as "
-         "--frames says and scored on as many others, of another seed than those of untangling.py; best: of each model, the pairs of the "
-         "highest ELBO and of the highest r2_mean")
+NOTES = ("one training for each pair; r2: of least squares from posterior means to 11 causes, fitted on as many held-out frames as "
+         "--frames says and scored on as many others, of another seed than those of untangling.py; r2_drawn: from one draw; best: of each "
+         "model, the pairs of the highest ELBO, r2 and r2_drawn; trials may have been added by several commands, of which the last is told")
 
 
 def main() -> None:
@@ -42,21 +42,19 @@ def main() -> None:
     data = zoo.data.load("rofl/fixate-1", n_train=1, n_validation=options.frames, n_test=options.frames, seed=SEED)
     trials = recorded(options.name, "trials")
     for lr, scale, name in itertools.product(options.lr, options.scale, options.models):
-        if any((made["model"], made["lr"], made["scale_rad_per_s"]) == (name, lr, scale) for made in trials):
-            continue
-        settings = argparse.Namespace(settings=options.settings, scale=scale, lr=lr, steps=options.steps, batch=options.batch, device="cpu",
-                                      save=None, seeds=[SEED])
-        trials.append({"lr": lr} | run(name, SEED, settings, data) | {"scale_rad_per_s": scale})
-        record(options.name, {"trials": trials, "best": best(trials)}, notes=NOTES)
+        settings = settings_of(options, name, lr, scale)
+        if not made(trials, name, SEED, settings):
+            trials.append(run(name, SEED, data, settings))
+            record(options.name, {"trials": trials, "best": best(trials)}, notes=NOTES)
 
 
 def best(trials: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """``{model: {"elbo": trial, "r2": trial}}``: the trials of the highest ELBO and of the highest readout."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in dict.fromkeys(trial["model"] for trial in trials):
-        rows = [{"lr": trial["lr"], "scale_rad_per_s": trial["scale_rad_per_s"], "elbo": trial["curve"][-1]["elbo"], "r2": trial["r2_mean"]}
-                for trial in trials if trial["model"] == name]
-        found[name] = {by: max(rows, key=lambda row: row[by]) for by in ("elbo", "r2")}
+        rows = [{"lr": trial["lr"], "scale_rad_per_s": trial["scale_rad_per_s"], "elbo": trial["curve"][-1]["elbo"]} | {
+                    code: trial["trained"][code] for code in CODES} for trial in trials if trial["model"] == name]
+        found[name] = {by: max(rows, key=lambda row: row[by]) for by in ("elbo", *CODES)}
     return found
 
 

@@ -16,7 +16,7 @@ from sklearn.metrics import r2_score
 import guides
 import zoo
 from inference import Posterior, infer, score
-from inference.metrics.decodability import linear_decodability, mean_code, principal_components
+from inference.metrics.decodability import drawn_code, linear_decodability, mean_code, principal_components
 from inference.metrics.scores import COLUMNS
 from zoo.data.rofl import World, frames
 
@@ -264,6 +264,35 @@ def test_a_program_without_a_code_is_read_out_of_all_its_latents():
     a, b = normal(2, 3, 5, 2), normal(2, 3, 5).exp()
     found = mean_code(program, Posterior("any", {"a": a, "b": b}))
     torch.testing.assert_close(found, torch.cat([a.mean((0, 1)), b.mean((0, 1)).unsqueeze(1)], 1))
+
+
+def test_a_drawn_code_is_what_the_decoder_receives_in_one_draw():
+    model, guide, x = pair("gaussian", activation="relu")
+    posterior = infer(model, x, "amortized", guide=guide, draws=3)
+    torch.testing.assert_close(drawn_code(model, posterior), posterior.samples["z"][0, 0].relu())
+    hierarchy = zoo.build("hierarchy", (1, 8, 8), family="gaussian,categorical", units=3, channels=8, groups=(1, 1), pre=(1, 1))
+    walked = infer(hierarchy, torch.randn(4, 1, 8, 8), guide=guides.build("hierarchical", hierarchy), draws=1).samples
+    code = drawn_code(hierarchy, Posterior("any", walked))
+    torch.testing.assert_close(code, torch.cat([walked["z2"][0, 0], hierarchy.latents["z1"][0].code(walked["z1"][0, 0])], 1))
+    plain = {"a": torch.randn(2, 3, 5, 2), "b": torch.randn(2, 3, 5)}
+    torch.testing.assert_close(drawn_code(lambda x: None, Posterior("any", plain)),
+                               torch.cat([plain["a"][0, 0], plain["b"][0, 0].unsqueeze(1)], 1))
+    with pytest.raises(ValueError, match="'any' have weights"):
+        drawn_code(model, Posterior("any", {"z": torch.randn(2, 3, 5, 4)}, log_weights=torch.zeros(2, 3, 5)))
+
+
+def test_draws_tell_less_than_means_where_a_posterior_is_wide():
+    """A factor in the mean of a Normal of the same spread: R² 1 from means, 1/2 from draws."""
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(2, 20_000, generator=generator)
+    params = [torch.stack([each.unsqueeze(1), torch.zeros(20_000, 1)], 1) for each in factor]
+    model = zoo.build("gaussian", (3,), latents=1)
+    posteriors = [Posterior("any", {"z": each + torch.randn(1, 1, 20_000, 1, generator=generator)}, params={"z": q})
+                  for each, q in zip(factor[:, None, None, :, None], params, strict=True)]
+    truth = [{"cause": each} for each in factor]
+    for code, r2 in ((mean_code, 1.0), (drawn_code, 0.5)):
+        fit, scored = (code(model, posterior) for posterior in posteriors)
+        assert abs(linear_decodability(fit, truth[0], scored, truth[1])["cause"] - r2) < 0.02
 
 
 # Published numbers (75,000 + 75,000 frames, angles on the grid): one pass over the frames serves all numbers of a category

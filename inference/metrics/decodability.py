@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from inference.posterior import Posterior
+from zoo.latents.base import Family
 
-__all__ = ["check_representations", "linear_decodability", "mean_code", "mean_codes", "principal_components", "scales"]
+__all__ = ["check_representations", "drawn_code", "linear_decodability", "mean_code", "mean_codes", "principal_components", "scales"]
 
 ROUNDING = 1e-6  # a few times the relative precision of single floats
 
@@ -75,6 +76,23 @@ def mean_codes(model: Callable, posterior: Posterior, by: str = "site") -> dict[
     return {name: torch.cat([codes[site] for site in sites], 1) for name, sites in scales(model).items()}
 
 
+def drawn_code(model: Callable, posterior: Posterior) -> Tensor:
+    """What a model's decoder receives in one draw of the posterior, ``(N, K)``, sites side by side, top-down.
+
+    What is read out of a draw, a code carries. Means tell more: where a posterior is as wide as the prior, its mean is still some function
+    of the image, and a linear readout of many such means is one of random features, with or without training.
+
+    Raises:
+        ValueError: for weighted draws, none of which stands for the posterior.
+    """
+    if posterior.log_weights is not None:
+        raise ValueError(f"the draws of the method {posterior.method!r} have weights, so that one of them is no draw of the posterior")
+    first = {name: value[0, 0] for name, value in posterior.samples.items()}
+    families = {name: _family(model, name) for name in first}
+    return torch.cat([(value if families[name] is None else families[name].code(value)).reshape(len(posterior), -1)
+                      for name, value in first.items()], 1)
+
+
 def scales(model: Callable) -> dict[str, list[str]]:
     """The sites of a hierarchy at each scale, ``{name: sites}``, top-down: named by the size of the maps, ``"2 × 2"``, or where that is the
     same everywhere by their number from the top, ``"scale 1"``."""
@@ -83,8 +101,12 @@ def scales(model: Callable) -> dict[str, list[str]]:
     return dict(zip(names, model.scales, strict=True))
 
 
+def _family(model: Callable, name: str) -> Family | None:
+    return model.latents[name][0] if hasattr(model, "observation") else None
+
+
 def _mean_code(model: Callable, posterior: Posterior, name: str) -> Tensor:
-    family = model.latents[name][0] if hasattr(model, "observation") else None
+    family = _family(model, name)
     if family is not None and name in (posterior.params or {}):
         return family.moments(posterior.params[name])[0]
     if posterior.summary is not None and getattr(family, "activation", "identity") == "identity":

@@ -52,7 +52,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] == self.v.shape[-2:] and self.padding in (0, (0, 0)) and self.groups == 1:
-            # A filter as large as the map is a matrix; with batches of 128 its product takes a quarter to two thirds of a convolution's time on a CPU.
+            # A filter as large as the map is a matrix: its product takes a quarter to two thirds of a convolution's time (CPU, batch 128).
             return functional.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
         return functional.conv2d(
             x, self.weight, self.bias, stride=self.stride, padding=self.padding, groups=self.groups
