@@ -1,7 +1,9 @@
 r"""The other half of a hierarchy: one pass up through the image, then posteriors read on the model's own walk down.
 
 At a group with features ``s`` from above and the tap ``t`` of the way up, :math:`\mathrm{params}(q) = \mathrm{params}(p)(s) + \delta`,
-:math:`\delta = \mathrm{reader}(t + W s)` (the residual posterior of Vahdat & Kautz 2020, as in the cNVAE of Vafaii, Yates & Butts 2023).
+:math:`\delta = \mathrm{reader}(t + W s)` (the residual posterior of Vahdat & Kautz 2020, as in the cNVAE of Vafaii, Yates & Butts 2023); where
+the model multiplies a draw by the features (``coupling="gain"``), so does the guide what it reads, :math:`\mathrm{gain}(s) \cdot t + W s`:
+under ``x = A(s) z`` the slope of log p(x | z, s) in z is ``A(s)ᵀ(x − A(s) z) / σ²``, a product of both.
 Log-scales keep to the families' own bounds, the prior's within ±4 and a posterior's within ±5.3 of it; in the published code their sum is
 within ±4.
 """
@@ -47,6 +49,9 @@ class Hierarchical(Guide):
             self.readers = nn.ModuleDict({name: reader(plan, group.family, group.units, scale, model.spatial, LENGTH)
                                           for (name, scale, _), group in zip(places, model.groups.values(), strict=True)})
             self.from_above = nn.ModuleDict({name: Conv(widths[name], widths[name], 1, bias=False, norm=1.0) for name, _, _ in places[1:]})
+            self.gains = nn.ModuleDict({name: plan.gain(widths[name]) for name, group in model.groups.items() if group.gain is not None})
+            for gain in self.gains.values():
+                nn.init.ones_(gain[-1].bias)
 
     @staticmethod
     def misfit(model: nn.Module) -> str | None:
@@ -66,6 +71,8 @@ class Hierarchical(Guide):
 
     def read(self, name: str, tap: Tensor, above: Tensor | None) -> Tensor:
         """A group's delta ``(…, N, P, K)`` from its tap and the features from above, where it has any."""
+        if name in self.gains:
+            tap = on_maps(self.gains[name], above) * tap
         heard = tap if above is None or name not in self.from_above else tap + on_maps(self.from_above[name], above)
         return split(on_maps(self.readers[name], heard), self.counts[name])
 

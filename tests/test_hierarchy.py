@@ -86,7 +86,7 @@ def test_small_rivals_are_of_one_size(name, rival, latents):
 
 def test_the_small_vector_hierarchies():
     """What their published numbers are of."""
-    for name, parameters, groups, coupling in (("cnvae_s", 2_018_660, (2, 1), "gain"), ("vae_s", 2_002_674, (1,), "add")):
+    for name, parameters, groups, coupling in (("cnvae_s", 2_022_076, (2, 1), "gain"), ("vae_s", 2_002_674, (1,), "add")):
         model = zoo.build(name, (2, 17, 17))
         assert size(model, guides.build("hierarchical", model)) == parameters
         assert model.plan.groups == groups and model.plan.coupling == coupling and model.plan.layer_norm
@@ -131,12 +131,44 @@ def test_gains_are_products_of_both():
         torch.testing.assert_close(group.take(features, z), torch.nn.functional.conv2d(heard * maps, group.join.weight))
 
 
+def test_with_gains_and_no_cell_after_them_the_image_is_bilinear():
+    model, _ = tiny(cells="mlp", coupling="gain", groups=(2, 1), post=(0, 0), units=(3, 5), layer_norm=True)
+    shaken(model)
+    above = {name: torch.randn(6, 3) for name in ("z3", "z2")}
+    a, b = torch.randn(2, 6, 5)
+    with torch.no_grad():
+        image = lambda z: model.decode(above | {"z1": z})  # noqa: E731
+        torch.testing.assert_close(image(a + b) - image(b), image(a) - image(torch.zeros_like(a)))
+        other = lambda z: model.decode({"z3": above["z3"] + 1.0, "z2": above["z2"], "z1": z})  # noqa: E731
+        assert not torch.allclose(other(a) - other(b), image(a) - image(b)), "but what z1 paints is not the same whatever is above"
+
+
+def test_a_guide_reads_what_a_gain_multiplies_by_a_product_of_image_and_features():
+    model, guide = tiny(cells="mlp", coupling="gain")
+    assert list(guide.gains) == [name for name, group in model.groups.items() if group.gain is not None] == ["z2"]
+    shaken(guide)
+    tap, above = torch.randn(2, 4, model.plan.widths[1], 1, 1)
+    with torch.no_grad():
+        read = guide.readers["z2"]
+        heard = guide.gains["z2"](above) * tap + guide.from_above["z2"](above)
+        torch.testing.assert_close(guide.read("z2", tap, above), read(heard).reshape(4, 2, 4))
+    assert not tiny(cells="mlp")[1].gains, "what is added has none"
+
+
+@pytest.mark.parametrize("units, expected", [(4, (4, 4, 4)), ((4,), (4, 4, 4)), ((5, 2), (5, 5, 2)), ([1, 2, 3], (1, 2, 3))])
+def test_units_of_all_groups_of_a_scale_or_of_each(units, expected):
+    model, guide = tiny(cells="mlp", groups=(2, 1), units=units)
+    assert tuple(count for _, count in model.latents.values()) == expected
+    assert {name: value.shape[-1] for name, value in guide.posterior(drawn(model, 3)).items()} == dict(zip(model.latents, expected,
+                                                                                                           strict=True))
+
+
 @pytest.mark.parametrize("cells", list(SHAPES))
 def test_normalized_cells_and_gains_do_not_hear_the_size_or_the_mean_of_features(cells):
     model, guide = tiny(cells=cells, coupling="gain", layer_norm=True)
     shaken(model)
     group = model.groups["z2"]
-    parts = [group.gain, *(each.branch for part in (model, guide) for each in part.modules() if isinstance(each, Residual))]
+    parts = [group.gain, guide.gains["z2"], *(each.branch for part in (model, guide) for each in part.modules() if isinstance(each, Residual))]
     assert len(parts) == sum(isinstance(each, nn.GroupNorm) for part in (model, guide) for each in part.modules())
     assert cells == "lin" or len(parts) > 5
     for part in parts:
@@ -385,7 +417,7 @@ def test_a_newcomers_prior_in_a_hierarchy():
     ({"family": "gaussian,poisson,laplace,gaussian"}, "one for each of 2 scales or one for each of 3 groups, not 4"),
     ({"family": "gauss"}, "gauss"), ({"groups": ()}, "at least one group"), ({"groups": (1, 0)}, "at least one group"),
     ({"pre": (0, 1)}, "pre must be"), ({"down": (1, 0)}, "down must be"), ({"up": (1,)}, "up must be"), ({"residual": -1.0}, "residual"),
-    ({"units": 0}, "at least 1 unit"), ({"cells": "dense"}, "conv, mlp, lin"), ({"coupling": "times"}, "add, gain"),
+    ({"units": 0}, "at least 1 unit"), ({"units": (4, 0)}, "at least 1 unit"), ({"units": (4, 4, 4, 4)}, "numbers of units.*3 groups, not 4"), ({"cells": "dense"}, "conv, mlp, lin"), ({"coupling": "times"}, "add, gain"),
     ({"coupling": "gain", "groups": (3,)}, "two scales"), ({"layer_norm": "no"}, "True or False"), ({"channels": 6}, "multiple of 4"),
     ({"groups": (1, 1, 1, 1, 1, 1)}, "too many"), ({"likelihood": "endpoint"}, "optic flow"), ({"depth": 3}, "no option depth")])
 def test_bad_options(options, message):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, exp, prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +45,14 @@ class Plan:
         pre: (cells, convolutions in each) for each of these halvings, on both ways.
         up: The same for each group on the way up.
         down: The same for each group but the first on the way down.
-        post: (cells, convolutions in each) for each doubling after the last group, the cell that doubles included.
+        post: (cells, convolutions in each) for each doubling after the last group, the cell that doubles included. With no cell
+            (``"mlp"``, ``(0, 0)``) the image is a linear map of the last features.
         residual: Weight of a cell's branch.
         coupling: How the first draw at a scale meets the features from the scale above: ``"add"``, side by side with them as published, or
             ``"gain"``, multiplied by them: ``W [gain(s) · (expand(z) + bias)]``. Latents above then act as factors of what is drawn
-            below, and on its prior; how it is to be seen (where an object is, where an eye looks) is theirs to say. Later groups of the
-            same scale are added.
+            below, and on its prior, as depth and the place of gaze are on a velocity's in optic flow. With ``post=(0, 0)`` the image is a
+            linear map of these products. A guide multiplies what the way up says there, too: what an image says of one factor depends on
+            the other. Later groups of the same scale are added.
         layer_norm: Whether the branch of every cell, and what a gain is made of, is normalized first (Ba, Kiros & Hinton 2016): not
             published.
     """
@@ -82,7 +85,7 @@ class Plan:
                              "use 'mlp' or 'lin'")
         if not self.groups or min(self.groups) < 1:
             raise ValueError(f"groups must have at least one group at each scale, not {self.groups}")
-        for name, least in (("pre", 1), ("post", 1), ("up", 0), ("down", 0)):
+        for name, least in (("pre", 1), ("post", int(self.cells == "conv")), ("up", 0), ("down", 0)):
             pair = getattr(self, name)
             if len(pair) != 2 or pair[0] < least or pair[1] < (pair[0] > 0):
                 raise ValueError(f"{name} must be (cells, convolutions in each), at least {least} and 1, not {pair}")
@@ -134,6 +137,11 @@ class Plan:
         return cell(inputs, outputs, layers=nodes, size=3 if self.cells == "conv" else 1, norm=1.0, weight=self.residual,
                     layer_norm=self.layer_norm, **change)
 
+    def gain(self, channels: int) -> nn.Sequential:
+        """From features to what multiplies others, channel by channel."""
+        normalized = [nn.GroupNorm(1, channels)] if self.layer_norm else []
+        return nn.Sequential(*normalized, nn.SiLU(), Conv(channels, channels, 1, norm=1.0))
+
 
 class Group(nn.Module):
     """One group of latents in the walk: features to the prior's parameters, and a draw back into the features.
@@ -168,8 +176,7 @@ class Group(nn.Module):
         else:
             self.register_buffer("initial", initial)
         gated = change and plan.coupling == "gain"
-        normalized = [nn.GroupNorm(1, channels)] if plan.layer_norm else []
-        self.gain = nn.Sequential(*normalized, nn.SiLU(), Conv(channels, channels, 1, norm=1.0)) if gated else None
+        self.gain = plan.gain(channels) if gated else None
         # What multiplies features, or is all that they are made of, has as many channels as they have.
         width = channels if opening or gated else units
         self.spread = Expander(units, width, size) if not spatial else Conv(units, width, 1, norm=1.0) if gated else nn.Identity()
@@ -208,7 +215,8 @@ class Hierarchy(ImageModel):
     Arguments:
         plan: Sizes.
         family: Names of latent families, or families: one for all groups, one for each scale, or one for each group, top-down.
-        units: Latents ``K`` in a group, or, where ``spatial``, at each place of its map.
+        units: Latents ``K`` in a group, or, where ``spatial``, at each place of its map: one number for all groups, one for each
+            scale, or one for each group, top-down.
         spatial: Whether latents keep the map's height and width; a group's latents stand side by side then, place by
             place, ``h · w · K`` of them.
         start: Whether the walk starts from a learned constant map; without it the first draw makes the first features alone.
@@ -216,22 +224,24 @@ class Hierarchy(ImageModel):
         scale, learn_scale, likelihood: As in :class:`~zoo.models.image_model.ImageModel`.
 
     Raises:
-        ValueError: for a number of families that fits neither scales nor groups, or fewer than one unit.
+        ValueError: for a number of families or of units that fits neither scales nor groups, or fewer than one unit.
     """
 
-    def __init__(self, plan: Plan, family: str | Family | Sequence[str | Family] = "gaussian", units: int = 20, *, spatial: bool = False,
-                 start: bool = True, learn_prior: bool | None = None, scale: float = UNIT_SCALE, learn_scale: bool | str = False,
-                 likelihood: str = "normal") -> None:
+    def __init__(self, plan: Plan, family: str | Family | Sequence[str | Family] = "gaussian", units: int | Sequence[int] = 20, *,
+                 spatial: bool = False, start: bool = True, learn_prior: bool | None = None, scale: float = UNIT_SCALE,
+                 learn_scale: bool | str = False, likelihood: str = "normal") -> None:
         super().__init__(plan.event_shape, scale=scale, learn_scale=learn_scale, likelihood=likelihood)
-        if units < 1:
-            raise ValueError(f"a group needs at least 1 unit, not {units}")
         self.plan, self.spatial, places = plan, spatial, plan.places
-        kinds = _for_each(family, plan)
+        given = [family] if isinstance(family, str | Family) else list(family)
+        kinds = _for_each([families.registry[kind]() if isinstance(kind, str) else kind for kind in given], plan, "families")
+        counts = _for_each([units] if isinstance(units, int) else list(units), plan, "numbers of units")
+        if min(counts) < 1:
+            raise ValueError(f"a group needs at least 1 unit, not {units}")
         self.start = nn.Parameter(torch.rand(plan.widths[0], *plan.sizes[0])) if start else None
         groups = {}
-        for i, ((name, scale_, leads), kind) in enumerate(zip(places, kinds, strict=True)):
+        for i, ((name, scale_, leads), kind, count) in enumerate(zip(places, kinds, counts, strict=True)):
             learned = kind.learn_prior if learn_prior is None else learn_prior
-            groups[name] = Group(plan, kind, units, scale_, change=leads and i > 0, first=i == 0, opening=i == 0 and not start,
+            groups[name] = Group(plan, kind, count, scale_, change=leads and i > 0, first=i == 0, opening=i == 0 and not start,
                                  spatial=spatial, learn_prior=learned)
         self.groups = nn.ModuleDict(groups)
         self.post = _post(plan)
@@ -317,18 +327,16 @@ def _post(plan: Plan) -> nn.Sequential:
     return nn.Sequential(*body, Conv(channels, prod(plan.event_shape), 1))
 
 
-def _for_each(family: str | Family | Sequence[str | Family], plan: Plan) -> list[Family]:
-    """A family for every group."""
-    given = [family] if isinstance(family, str | Family) else list(family)
-    made = [families.registry[kind]() if isinstance(kind, str) else kind for kind in given]
+def _for_each(given: list[Any], plan: Plan, what: str) -> list[Any]:
+    """One for every group."""
     count, scales = sum(plan.groups), len(plan.groups)
-    if len(made) == 1:
-        return made * count
-    if len(made) == count:
-        return made
-    if len(made) == scales:
-        return [kind for kind, groups in zip(made, plan.groups, strict=True) for _ in range(groups)]
-    raise ValueError(f"give one family, one for each of {scales} scales or one for each of {count} groups, not {len(made)}")
+    if len(given) == 1:
+        return given * count
+    if len(given) == count:
+        return given
+    if len(given) == scales:
+        return [one for one, groups in zip(given, plan.groups, strict=True) for _ in range(groups)]
+    raise ValueError(f"{what}: give one for all, one for each of {scales} scales or one for each of {count} groups, not {len(given)}")
 
 
 def _half(size: tuple[int, int]) -> tuple[int, int]:
