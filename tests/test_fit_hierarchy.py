@@ -238,14 +238,3 @@ def test_what_the_command_line_does_not_ignore(tmp_path, monkeypatch, words, mes
     result = zoo_command("fit", *words, "--data", "rofl/fixate-1", "--device", "cpu", "--out", tmp_path / "m", "--quiet")
     assert result.exit_code == 2 and result.stdout == "" and message in result.stderr, result.output
     assert len(result.stderr.strip().splitlines()) == 1 and not (tmp_path / "m").exists()
-
-
-@pytest.mark.parametrize("name", ["cnvae_s", "vae_s"])
-def test_models_saved_under_names_that_are_others_now(tmp_path, name):
-    model = zoo.build(name.replace("_s", "_maps_s"), (2, 8, 8))
-    inference.save(tmp_path / "m", model, guides.build("hierarchical", model))
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
-    config["model"] = {key: value for key, value in config["model"].items() if key != "coupling"} | {"name": name}
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    loaded = inference.load(tmp_path / "m")[0]
-    assert loaded.likelihood == "endpoint" and loaded.plan == model.plan

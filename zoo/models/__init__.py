@@ -16,7 +16,7 @@ registry = Registry("models", {
     "vae": ("zoo.models.hierarchies:vae", "its flat rival: one group of 420 latents"),
     "cnae": ("zoo.models.hierarchies:cnae", "cnvae made deterministic"),
     "ae": ("zoo.models.hierarchies:ae", "vae made deterministic: an autoencoder"),
-    "cnvae_s": ("zoo.models.hierarchies:cnvae_s", "a small hierarchy for a CPU: 420 latents, those above as gains of those below"),
+    "cnvae_s": ("zoo.models.hierarchies:cnvae_s", "a small hierarchy for a CPU: 420 latents, 412 of them gains of the last 8"),
     "vae_s": ("zoo.models.hierarchies:vae_s", "a flat VAE as large as cnvae_s"),
     "cnvae_maps_s": ("zoo.models.hierarchies:cnvae_maps_s", "a small cnvae on maps: 6 groups, 60 latents"),
     "nvae_s": ("zoo.models.hierarchies:nvae_s", "the same with spatial latents"),
