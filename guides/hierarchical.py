@@ -1,9 +1,9 @@
 r"""The other half of a hierarchy: one pass up through the image, then posteriors read on the model's own walk down.
 
 At a group with features ``s`` from above and the tap ``t`` of the way up, :math:`\mathrm{params}(q) = \mathrm{params}(p)(s) + \delta`,
-:math:`\delta = \mathrm{reader}(t + W s)` (the residual posterior of Vahdat & Kautz 2020, as in the cNVAE of Vafaii, Yates & Butts 2023); where
-the model multiplies a draw by the features (``coupling="gain"``), so does the guide what it reads, :math:`\mathrm{gain}(s) \cdot t + W s`:
-under ``x = A(s) z`` the slope of log p(x | z, s) in z is ``A(s)ᵀ(x − A(s) z) / σ²``, a product of both.
+:math:`\delta = \mathrm{reader}(t + W s)` (the residual posterior of Vahdat & Kautz 2020, as in the cNVAE of Vafaii, Yates & Butts 2023).
+Where the model multiplies a draw by the features (``coupling="gain"``), the guide multiplies what it reads, too,
+:math:`\mathrm{gain}(s) \cdot t + W s`: under ``x = A(s) z`` the slope of log p(x | z, s) in z is ``A(s)ᵀ(x − A(s) z) / σ²``, a product.
 Log-scales keep to the families' own bounds, the prior's within ±4 and a posterior's within ±5.3 of it; in the published code their sum is
 within ±4.
 """

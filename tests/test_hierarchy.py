@@ -168,7 +168,8 @@ def test_normalized_cells_and_gains_do_not_hear_the_size_or_the_mean_of_features
     model, guide = tiny(cells=cells, coupling="gain", layer_norm=True)
     shaken(model)
     group = model.groups["z2"]
-    parts = [group.gain, guide.gains["z2"], *(each.branch for part in (model, guide) for each in part.modules() if isinstance(each, Residual))]
+    cells_in = [each.branch for part in (model, guide) for each in part.modules() if isinstance(each, Residual)]
+    parts = [group.gain, guide.gains["z2"], *cells_in]
     assert len(parts) == sum(isinstance(each, nn.GroupNorm) for part in (model, guide) for each in part.modules())
     assert cells == "lin" or len(parts) > 5
     for part in parts:
@@ -417,7 +418,8 @@ def test_a_newcomers_prior_in_a_hierarchy():
     ({"family": "gaussian,poisson,laplace,gaussian"}, "one for each of 2 scales or one for each of 3 groups, not 4"),
     ({"family": "gauss"}, "gauss"), ({"groups": ()}, "at least one group"), ({"groups": (1, 0)}, "at least one group"),
     ({"pre": (0, 1)}, "pre must be"), ({"down": (1, 0)}, "down must be"), ({"up": (1,)}, "up must be"), ({"residual": -1.0}, "residual"),
-    ({"units": 0}, "at least 1 unit"), ({"units": (4, 0)}, "at least 1 unit"), ({"units": (4, 4, 4, 4)}, "numbers of units.*3 groups, not 4"), ({"cells": "dense"}, "conv, mlp, lin"), ({"coupling": "times"}, "add, gain"),
+    ({"units": 0}, "at least 1 unit"), ({"units": (4, 0)}, "at least 1 unit"), ({"cells": "dense"}, "conv, mlp, lin"), ({"coupling": "times"}, "add, gain"),
+    ({"units": (4, 4, 4, 4)}, "numbers of units.*3 groups, not 4"),
     ({"coupling": "gain", "groups": (3,)}, "two scales"), ({"layer_norm": "no"}, "True or False"), ({"channels": 6}, "multiple of 4"),
     ({"groups": (1, 1, 1, 1, 1, 1)}, "too many"), ({"likelihood": "endpoint"}, "optic flow"), ({"depth": 3}, "no option depth")])
 def test_bad_options(options, message):

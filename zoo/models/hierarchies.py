@@ -24,8 +24,8 @@ ENDPOINT_SCALES = (0.15, 1.5)  # rad/s, of hierarchies and of flat models: the p
 # error over b with the weight 1 on the KL is, but for the factor b, an endpoint error with the weight b.
 
 
-def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "gaussian", units: int | Sequence[int] = 20, *, cells: str = "conv",
-              channels: int = 32, groups: Sequence[int] = (3, 6, 12), finest: int = 8, pre: tuple[int, int] = (3, 2),
+def hierarchy(event_shape: tuple[int, ...] | None = None, family: Families = "gaussian", units: int | Sequence[int] = 20, *,
+              cells: str = "conv", channels: int = 32, groups: Sequence[int] = (3, 6, 12), finest: int = 8, pre: tuple[int, int] = (3, 2),
               up: tuple[int, int] = (2, 2), down: tuple[int, int] = (2, 1), post: tuple[int, int] | None = None,
               residual: float = 1.0, coupling: str = "add", layer_norm: bool = False, spatial: bool = False, start: bool = True,
               learn_prior: bool | None = None, scale: float | None = None, learn_scale: bool | str = False,
@@ -69,8 +69,8 @@ vae = partial(hierarchy, units=420, channels=40, pre=(13, 3), post=(12, 2), **FL
 cnae = partial(cnvae, family=Deterministic())
 ae = partial(vae, family=Deterministic())
 # For a CPU: as many latents as published in three groups of vectors. Flow is linear in the velocities of eye and object, given where these
-# look and are; so is what cnvae_s draws: a linear map of eight latents, each of its channels multiplied by what the two groups above make of
-# theirs. And a flat VAE with as many latents and as many parameters. Optic flow is seen through Normal noise.
+# look and are; so is what cnvae_s draws: a linear map of eight latents, each of its channels multiplied by what the two groups above make
+# of theirs. And a flat VAE with as many latents and as many parameters. Optic flow is seen through Normal noise.
 VECTORS: dict[str, Any] = {"cells": "mlp", "likelihood": "normal", "layer_norm": True}
 cnvae_s = partial(hierarchy, units=(206, 8), channels=256, groups=(2, 1), pre=(2, 1), up=(1, 1), down=(2, 1), post=(0, 0),
                   coupling="gain", **VECTORS)
