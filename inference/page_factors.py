@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from inference.draft import Draft
 from inference.methods.run import infer
 from inference.metrics.dci import dci
-from inference.metrics.decodability import linear_decodability, mean_codes
+from inference.metrics.decodability import drawn_code, linear_decodability, mean_codes
 from inference.metrics.levels import level_contributions
 from inference.metrics.mutual_information import binned_mutual_information, mutual_information, mutual_information_gap
 from inference.plots.decodability import plot_decodability
@@ -35,17 +35,20 @@ def factors(draft: Draft, model: nn.Module, guide: nn.Module, data: Any, title: 
     readouts, pixels = {}, [part.x.flatten(1) for part in parts]
     if len(pixels[0]) >= pixels[0].shape[1] + 2:
         readouts["raw pixels"] = linear_decodability(pixels[0], g_fit, pixels[1], g_scored)
+    references = list(readouts)
     readouts[title] = linear_decodability(z_fit, g_fit, z, g_scored)
-    references = [name for name in readouts if name != title]
+    drawn_fit, drawn = (_drawn(model, guide, part.x, seed, device) for part in parts)
+    readouts[f"{title} · one draw"] = linear_decodability(drawn_fit, g_fit, drawn, g_scored)
     draft.tables["decodability.csv"] = [["representation", *data.targets, "mean"], *(
         [name, *row.values(), sum(row.values()) / len(row)] for name, row in readouts.items())]
     means = "; ".join(f"{name} {sum(row.values()) / len(row):.3f}" for name, row in readouts.items()).replace("-0", "−0")
     sizes = f"fitted on {len(z_fit)} validation images, scored on {len(z)} test images"
     enough = " Few images and many inputs make a readout worse: more would raise that of raw pixels."
     few = f" Raw pixels are left out: {pixels[0].shape[1]} of them cannot be fitted on {len(pixels[0])} images."
-    draft.section("What a linear readout finds", f"R² of least squares from the latents' posterior means (given the means above), "
-                    f"{sizes}. Mean over {len(data.targets)} factors: {means}.{enough if references else few}", "decodability",
-                    plot_decodability(readouts, references=references, title=""))
+    told = ("R² of least squares from the latents' posterior means (given the means above), and from one draw of the posterior, in which "
+            f"latents that have learned nothing say nothing; {sizes}. Mean over {len(data.targets)} factors: {means}.")
+    draft.section("What a linear readout finds", told + (enough if references else few), "decodability",
+                  plot_decodability(readouts, references=references, title=""))
     if len(fit) > 1:
         contributions = level_contributions(fit, g_fit, scored, g_scored)
         draft.tables["levels.csv"] = [["factor", "level", "alone", "without", "together"], *(
@@ -84,3 +87,9 @@ def _codes(model: nn.Module, guide: nn.Module, x: Tensor, seed: int, device: Any
     by = "scale" if hasattr(model, "scales") else "site"
     parts = [mean_codes(model, infer(model, part.to(device), guide=guide, seed=seed, **options), by) for part in x.split(CHUNK)]
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+
+
+def _drawn(model: nn.Module, guide: nn.Module, x: Tensor, seed: int, device: Any) -> Tensor:
+    """One draw of the codes for each image."""
+    return torch.cat([drawn_code(model, infer(model, part.to(device), guide=guide, draws=1, seed=seed + i)).cpu()
+                      for i, part in enumerate(x.split(CHUNK))])

@@ -22,11 +22,12 @@ def prior_samples(draft: Draft, model: nn.Module, guide: nn.Module, x: Tensor, l
     rows, names = {"all latents": resample(model, {}, COLUMNS, seed=seed)}, list(levels)
     text = "Mean images of latents drawn from the prior."
     if len(names) > 1:
-        posterior = infer(model, _typical(x), guide=guide, draws=1, seed=seed)
+        i = _typical(x)
+        posterior = infer(model, x[i:i + 1], guide=guide, draws=1, seed=seed)
         z = {site: value[0, 0, 0] for site, value in posterior.samples.items()}
-        for i, name in list(enumerate(names))[1:]:
-            held = {site: z[site] for above in names[:i] for site in levels[above]}
-            rows[name + (" and below" if i + 1 < len(names) else " alone")] = resample(model, held, COLUMNS, seed=seed)
+        for at, name in list(enumerate(names))[1:]:
+            held = {site: z[site] for above in names[:at] for site in levels[above]}
+            rows[name + (" and below" if at + 1 < len(names) else " alone")] = resample(model, held, COLUMNS, seed=seed)
         text = ("Mean images of latents drawn from the prior: of all levels, then of the levels named only, those above being held at a "
                 "posterior draw of a test image of median contrast. The more the images of a row differ, the more its levels say.")
     draft.section("Prior samples", text, "prior_samples", plot_prior_samples(rows))
@@ -37,13 +38,17 @@ def traversals(draft: Draft, model: nn.Module, guide: nn.Module, x: Tensor, leve
     """The latents that cost most, or where that is not known, vary most over images; codes without a prior between their quantiles."""
     found = {site: value[0, 0] for site, value in infer(model, x, guide=guide, propagate="means").samples.items()}
     activity = kl or {site: value.flatten(1).var(0, correction=0) for site, value in found.items()}
-    z = {site: value.mean(0) for site, value in found.items()} if coded else prior_mean(model)
+    if coded:
+        z = {site: value.mean(0) for site, value in found.items()}
+    else:  # where latents multiply each other, nothing is seen beside a prior's mean of zero
+        z = {site: value[_typical(x)] for site, value in found.items()} if len(levels) > 1 else prior_mean(model)
     chosen = most_active(model, activity, levels, max(1, min(3, 9 // len(levels))) if len(levels) > 1 else 6)
     rows = [_swept(model, z, site, unit, found[site] if coded else None) for site, unit in chosen]
     figure = plot_traversals(rows, levels=levels if len(levels) > 1 else None, kl=kl or None)
     which = "cost most" if kl else "vary most over images"
+    held = "posterior's means of a test image of median contrast" if len(levels) > 1 else "prior's means"
     how = (f"means over {len(x)} test images: from the 1 % to the 99 % quantile of their codes." if coded else
-           "prior's means: real ones over two standard deviations of their prior, given the latents above, to either side; counts from 0; "
+           f"{held}: real ones over two standard deviations of their prior, given the latents above, to either side; counts from 0; "
            "one-hots through their most probable categories. Where the image sees the lowest level alone, the others "
            "follow.")
     told = ", and its KL," if kl else ""
@@ -57,6 +62,6 @@ def _swept(model: nn.Module, z: Mapping[str, Tensor], site: str, unit: int, code
     return row if (row.images != row.images[:1]).any() else traverse(model, z, site, unit, below="prior", codes=codes)
 
 
-def _typical(x: Tensor) -> Tensor:
-    """The image of median length, as a batch of one."""
-    return x[x.flatten(1).square().sum(1).argsort()[len(x) // 2]].unsqueeze(0)
+def _typical(x: Tensor) -> int:
+    """Which image is of median length."""
+    return int(x.flatten(1).square().sum(1).argsort()[len(x) // 2])

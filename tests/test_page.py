@@ -11,10 +11,13 @@ from typer.testing import CliRunner
 import guides
 import inference
 import zoo
+from inference import page_pictures
 from inference.cli import app
-from inference.metrics.decodability import linear_decodability, mean_code
+from inference.draft import Draft
+from inference.metrics.decodability import drawn_code, linear_decodability, mean_code, scales
 from inference.metrics.group_kl import group_kl
 from inference.model_page import page
+from inference.traversals import traverse
 from zoo.data.base import Data, Dataset
 from zoo.latents.deterministic import Deterministic
 
@@ -35,8 +38,8 @@ def made(shape, targets=True, n=110, seed=0):
                    targets=("left", "right") if targets else ())
 
 
-def pair(shape, family="gaussian", seed=0):
-    model = zoo.build("hierarchy", shape, family=family, seed=seed, **TINY)
+def pair(shape, family="gaussian", seed=0, **options):
+    model = zoo.build("hierarchy", shape, family=family, seed=seed, **TINY | options)
     return model.eval(), guides.build("hierarchical", model, seed=seed).eval()
 
 
@@ -70,10 +73,31 @@ def test_a_page_of_flow_with_factors(tmp_path, unchanged_generator):
     fit, scored = data.validation[:100], data.test[:100]
     z = [mean_code(model, inference.infer(model, part.x, guide=guide, propagate="means")) for part in (fit, scored)]
     truth = linear_decodability(z[0], fit.factors, z[1], scored.factors)
-    row, = table(out / "decodability.csv")
+    row, drawn = table(out / "decodability.csv")
     assert row["representation"] == "mine" and float(row["left"]) == pytest.approx(truth["left"], abs=1e-5)
+    z = [drawn_code(model, inference.infer(model, part.x, guide=guide, draws=1)) for part in (fit, scored)]
+    truth = linear_decodability(z[0], fit.factors, z[1], scored.factors)
+    assert drawn["representation"] == "mine · one draw" and float(drawn["left"]) == pytest.approx(truth["left"], abs=1e-5)
     assert "Raw pixels are left out: 162" in report
     assert [row["importance"] for row in table(out / "dci.csv")] == ["regression", "permutation"]
+
+
+def test_traversals_of_a_hierarchy_hold_what_an_image_says(monkeypatch):
+    """Where the levels above multiply what is below, sweeps around the prior's mean of zero would show nothing."""
+    x = made((1, 8, 8), targets=False).test.x[:9]
+    model, guide = pair((1, 8, 8), coupling="gain")
+    with torch.no_grad():
+        torch.nn.init.zeros_(next(group.spread.bias for group in model.groups.values() if group.gain is not None))
+    drawn = []
+    monkeypatch.setattr(page_pictures, "plot_traversals", lambda rows, **options: drawn.extend(rows))
+    monkeypatch.setattr(Draft, "section", lambda *words: None)
+    page_pictures.traversals(Draft(), model, guide, x, scales(model), {}, False)
+    middle = x.flatten(1).norm(dim=1).argsort()[4]
+    z = {site: value[0, 0, middle] for site, value in inference.infer(model, x, guide=guide, propagate="means").samples.items()}
+    assert {row.site for row in drawn} == set(model.latents)
+    for row in drawn:
+        assert row.images.var(0).max() > 1e-8, "a sweep that shows nothing"
+        torch.testing.assert_close(row.images, traverse(model, z, row.site, row.unit).images)
 
 
 def test_raw_pixels_stand_beside_the_model_where_they_can(tmp_path):
@@ -82,7 +106,7 @@ def test_raw_pixels_stand_beside_the_model_where_they_can(tmp_path):
     guide = guides.build("amortized", model)
     out = page(model, guide, data, tmp_path, images=10, draws=2, probe=80)
     rows = table(out / "decodability.csv")
-    assert [row["representation"] for row in rows] == ["raw pixels", "gaussian"] and float(rows[0]["left"]) > 0.9
+    assert [row["representation"] for row in rows] == ["raw pixels", "gaussian", "gaussian · one draw"] and float(rows[0]["left"]) > 0.9
     assert not (out / "levels.png").exists() and not (out / "training.png").exists()
 
 
