@@ -14,13 +14,12 @@ from record import RESULTS, recorded
 from inference.plots import plot_decodability
 
 CODES = {"r2": "means", "r2_drawn": "one draw"}
-LABELS = {"vae_s": "flat", "cnvae_s": "hierarchy"}
 
 
 def rows(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """``{label: {cause: R²}}``, means over seeds."""
     models = dict.fromkeys(run["model"] for run in runs)
-    return {f"{LABELS.get(model, model)}, {title}, {when}": mean([run[when]["by_cause"][code] for run in runs if run["model"] == model])
+    return {f"{model} · {title}, {when}": mean([run[when]["by_cause"][code] for run in runs if run["model"] == model])
             for code, title in CODES.items() for model in models for when in ("untrained", "trained")}
 
 
@@ -33,7 +32,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=["untangling_flat", "untangling_hierarchy"], help="files of results")
     options = parser.parse_args()
     runs = [run for name in options.names for run in recorded(name, "runs")]
-    figure = plot_decodability(rows(runs), title="What training adds: places and motion of the disc, in the hierarchy")
+    figure = plot_decodability(rows(runs), title="What training adds: in cnvae_s, where the disc is and how it moves")
     figure.savefig(RESULTS / "untangling.png", dpi=150)
 
 
