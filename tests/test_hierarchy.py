@@ -419,7 +419,8 @@ def test_a_newcomers_prior_in_a_hierarchy():
     ({"family": "gauss"}, "gauss"), ({"groups": ()}, "at least one group"), ({"groups": (1, 0)}, "at least one group"),
     ({"pre": (0, 1)}, "pre must be"), ({"down": (1, 0)}, "down must be"), ({"up": (1,)}, "up must be"), ({"residual": -1.0}, "residual"),
     ({"units": (4, 4, 4, 4)}, "numbers of units.*3 groups, not 4"), ({"units": 0}, "at least 1 unit"),
-    ({"units": (4, 0)}, "at least 1 unit"), ({"cells": "dense"}, "conv, mlp, lin"), ({"coupling": "times"}, "add, gain"),
+    ({"units": (4, 0)}, "at least 1 unit"), ({"units": 4.0}, "whole numbers.*not 4.0"), ({"units": "4"}, "whole numbers"),
+    ({"cells": "dense"}, "conv, mlp, lin"), ({"coupling": "times"}, "add, gain"),
     ({"coupling": "gain", "groups": (3,)}, "two scales"), ({"layer_norm": "no"}, "True or False"), ({"channels": 6}, "multiple of 4"),
     ({"groups": (1, 1, 1, 1, 1, 1)}, "too many"), ({"likelihood": "endpoint"}, "optic flow"), ({"depth": 3}, "no option depth")])
 def test_bad_options(options, message):

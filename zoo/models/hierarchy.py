@@ -234,9 +234,9 @@ class Hierarchy(ImageModel):
         self.plan, self.spatial, places = plan, spatial, plan.places
         given = [family] if isinstance(family, str | Family) else list(family)
         kinds = _for_each([families.registry[kind]() if isinstance(kind, str) else kind for kind in given], plan, "families")
-        counts = _for_each([units] if isinstance(units, int) else list(units), plan, "numbers of units")
-        if min(counts) < 1:
-            raise ValueError(f"a group needs at least 1 unit, not {units}")
+        counts = _for_each(list(units) if isinstance(units, Sequence) else [units], plan, "numbers of units")
+        if not all(type(count) is int and count >= 1 for count in counts):
+            raise ValueError(f"units must be whole numbers, at least 1 unit in each group, not {units!r}")
         self.start = nn.Parameter(torch.rand(plan.widths[0], *plan.sizes[0])) if start else None
         groups = {}
         for i, ((name, scale_, leads), kind, count) in enumerate(zip(places, kinds, counts, strict=True)):
