@@ -40,8 +40,11 @@ def traversals(draft: Draft, model: nn.Module, guide: nn.Module, x: Tensor, leve
     activity = kl or {site: value.flatten(1).var(0, correction=0) for site, value in found.items()}
     if coded:
         z = {site: value.mean(0) for site, value in found.items()}
-    else:  # where latents multiply each other, nothing is seen beside a prior's mean of zero
-        z = {site: value[_typical(x)] for site, value in found.items()} if len(levels) > 1 else prior_mean(model)
+    elif len(levels) > 1:  # which may multiply each other: nothing is seen beside a prior's mean of zero
+        typical = _typical(x)
+        z = {site: value[typical] for site, value in found.items()}
+    else:
+        z = prior_mean(model)
     chosen = most_active(model, activity, levels, max(1, min(3, 9 // len(levels))) if len(levels) > 1 else 6)
     rows = [_swept(model, z, site, unit, found[site] if coded else None) for site, unit in chosen]
     figure = plot_traversals(rows, levels=levels if len(levels) > 1 else None, kl=kl or None)

@@ -49,10 +49,10 @@ class Plan:
             (``"mlp"``, ``(0, 0)``) the image is a linear map of the last features.
         residual: Weight of a cell's branch.
         coupling: How the first draw at a scale meets the features from the scale above: ``"add"``, side by side with them as published, or
-            ``"gain"``, multiplied by them: ``W [gain(s) · (expand(z) + bias)]``. Latents above then act as factors of what is drawn
-            below, and on its prior, as depth and the place of gaze are on a velocity's in optic flow. With ``post=(0, 0)`` the image is a
-            linear map of these products. A guide multiplies what the way up says there, too: what an image says of one factor depends on
-            the other. Later groups of the same scale are added.
+            ``"gain"``, multiplied by them: ``W [gain(s) · (expand(z) + bias)]``. Latents above then act on what is drawn below (and on
+            its prior) as in optic flow gaze and depth act on velocities. With ``post=(0, 0)`` the image is a linear map of these products.
+            A guide multiplies what the way up says there, too, as what an image says of one factor depends on the other. Later groups of
+            the same scale are added.
         layer_norm: Whether the branch of every cell, and what a gain is made of, is normalized first (Ba, Kiros & Hinton 2016): not
             published.
     """
